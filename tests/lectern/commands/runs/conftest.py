@@ -1,7 +1,6 @@
 """One control plane for the tests of a file, whose trainers are stand-ins."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,25 @@ from lectern.local.processes import Child, wait_until
 from tests.lectern.conftest import write_stand_in_trainer
 
 DEADLINE_SECONDS = 60.0
+_CONTROL_PLANE = """
+import json, sys
+from control_plane.__main__ import main
+sys.exit(main(sys.argv[2:], *json.loads(sys.argv[1])))
+"""
+# Imports once what the stand-in needs, and forks.
+_FORK_SERVER = """
+import runpy, sys
+import lectern_common.json_lines, lectern_common.run.folder, lectern_common.run.status
+from student_trainer.run import fork_server
+
+script, *words = sys.argv[1:]
+
+def train():
+    runpy.run_path(script, run_name="__main__")
+    return 0
+
+fork_server.main(words, train, load=lambda: None)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +40,16 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
     home = tmp_path_factory.mktemp("home")
     (home / "models/tiny").mkdir(parents=True)
     (home / "models/tiny/config.json").write_text(json.dumps({"vocab_size": 8}))
-    stand_in = write_stand_in_trainer(tmp_path_factory.mktemp("stand-ins"))
+    folder = write_stand_in_trainer(tmp_path_factory.mktemp("stand-ins"))
+    trainer = str(folder / "student_trainer.py")
+    forks = [[sys.executable, trainer], [sys.executable, "-c", _FORK_SERVER, trainer]]
     port_file = home / "port"
-    options = ["--bind", "127.0.0.1:0", "--port-file", str(port_file), "--home", str(home)]
+    options = ["--bind", "127.0.0.1:0", "--port-file", str(port_file), "--on-exit", "stop"]
     child = Child(
         "control plane",
-        [sys.executable, "-m", "control_plane", *options, "--on-exit", "stop", "--no-fork-server"],
+        [sys.executable, "-c", _CONTROL_PLANE, json.dumps(forks), *options, "--home", str(home)],
         home / "control-plane.log",
-        {"PYTHONPATH": os.pathsep.join([str(stand_in), os.environ.get("PYTHONPATH", "")])},
+        {},
     )
     try:
         assert wait_until(lambda: port_file.exists() or not child.is_alive, DEADLINE_SECONDS)
