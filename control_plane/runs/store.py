@@ -107,6 +107,7 @@ tasks = sa.Table(
     sa.Column("status", sa.JSON(none_as_null=True)),
     sa.Column("queue_position", sa.Integer),
     sa.Column("waits_for", sa.Text),
+    sa.Column("restart_progress", sa.JSON(none_as_null=True)),
     sqlite_autoincrement=True,
 )
 
@@ -135,7 +136,7 @@ history = sa.Table(
     sqlite_autoincrement=True,
 )
 
-# Which run a client's key made, and from which body.
+# Which run or task a client's key made, and from which request.
 idempotency_keys = sa.Table(
     "idempotency_keys",
     metadata,
