@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
-import structlog
 
 from control_plane.runs import decisions
 from control_plane.runs.alerts import AlertKind
@@ -18,6 +17,7 @@ from control_plane.runs.record import ACTIVE, Change, Wanted, get_run, newest_re
 from control_plane.runs.store import runs, tasks
 from control_plane.tasks.record import Task, get_task, select_tasks
 from lectern_common.errors import Conflict, NotFound, Overloaded
+from lectern_common.logs import get_logger
 from lectern_common.run.status import RunState
 from lectern_common.stages.status import TaskStatus
 
@@ -25,7 +25,7 @@ MAX_QUEUED_TASKS = 1000
 # How often a task goes on by itself after an end that may heal; with the delays, for about an hour.
 MAX_GOES = 15
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 class TaskCommands(JobCommands[Task]):

@@ -5,8 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-import structlog
-
+from lectern_common.logs import get_logger
 from lectern_common.run.status import RunState
 from lectern_common.stages.folder import TaskFolder
 from lectern_common.stages.status import MAX_SAID, TaskStatus
@@ -16,7 +15,7 @@ from student_trainer.stop import Stop
 # Over how much of the last time the rate is taken.
 _PACE_SECONDS = 30.0
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 class TaskJournal:
