@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from lectern_common.errors import Conflict, Misconfigured, NotFound
@@ -188,6 +188,20 @@ def locked_folder(
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def is_held(lock: AbstractContextManager[int]) -> bool:
+    """Returns whether another process holds the lock of a folder, as `locked_folder` returns it.
+
+    Raises:
+        NotFound: there is no such folder.
+        Misconfigured: the file system has no locks.
+    """
+    try:
+        with lock:
+            return False
+    except Conflict:
+        return True
 
 
 def require_locks(folder: Path) -> None:

@@ -1,22 +1,22 @@
 """Creates, changes and deletes runs, each in one transaction.
 
-Every change goes through `RunCommands._change`: one function, one transaction. It reads the row,
-decides the change, refuses a step that `NEXT` does not allow, and writes row and history together.
-The decisions are functions in `decisions.py`; `creation.py` makes the rows.
+Every change of a run or task goes through `JobCommands._change`: one function, one transaction. It
+reads the row, decides the change, refuses a step that `NEXT` does not allow, and writes row and
+history together. The decisions are functions in `decisions.py`; `creation.py` makes the rows.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import sqlalchemy as sa
 
 from control_plane.runs import decisions
 from control_plane.runs.alerts import AlertKind, Alerts, kind_of_change, sentence
 from control_plane.runs.callers import caller
-from control_plane.runs.creation import Fork, insert_runs, remember, set_place
+from control_plane.runs.creation import Fork, insert_runs, remember, remember_key, set_place
 from control_plane.runs.decisions import NO_PROCESS, RESUMES
 from control_plane.runs.healing import after_end
 from control_plane.runs.queries import run_made_by_key
@@ -24,6 +24,8 @@ from control_plane.runs.record import (
     ACTIVE,
     MOVING,
     Change,
+    Job,
+    JobStatus,
     Run,
     StopAt,
     Wanted,
@@ -50,10 +52,198 @@ from lectern_common.teacher.identity import TeacherIdentity
 MAX_QUEUED = 1000
 QUEUE_RETRY_SECONDS = 60
 
+_Job = TypeVar("_Job", bound=Job)
+
 _log = get_logger()
 
 
-class RunCommands:
+class JobCommands(Generic[_Job]):
+    """Changes runs, or tasks, in the ways that both have.
+
+    Args:
+        store: where they are kept.
+        clock: Unix seconds.
+        changed: called after each visible change; from any thread.
+        alerts: gets those that changes make; None means one with the same store and clock.
+    """
+
+    noun: ClassVar[str]
+    table: ClassVar[sa.Table]
+    progress: ClassVar[str]  # what begins the count of its restarts anew
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Callable[[], float] = time.time,
+        changed: Callable[[], None] = lambda: None,
+        alerts: Alerts | None = None,
+    ) -> None:
+        self._store = store
+        self.room = store.room
+        self._clock = clock
+        self._changed = changed
+        self._alerts = alerts or Alerts(store, clock)
+
+    # ---- called by the reconcile loop ----------------------------------------------------------
+
+    def claim(self, job_id: str, slots: tuple[str, ...], threads: int = 1) -> _Job | None:
+        """Returns it as starting on `slots`, or None if it is no longer queued, or deleted.
+
+        Called before its process is started: a later loop that finds a starting one without a pid
+        looks for the process before it starts one.
+
+        Args:
+            job_id: its id.
+            slots: its devices.
+            threads: CPU threads of each of its processes.
+        """
+        is_mine = False
+
+        def decide(job: _Job) -> Change | None:
+            nonlocal is_mine
+            change = decisions.claimed(job, slots, threads, self._clock())
+            is_mine = change is not None
+            return change
+
+        try:
+            job = self._change(job_id, decide)
+        except NotFound:
+            return None
+        return job if is_mine else None
+
+    def has_process(self, job_id: str, process: Identity) -> _Job:
+        """Records which process works on it."""
+
+        def decide(job: _Job) -> Change:
+            of_another = decisions.without(job, ["process_create_time"])
+            older = of_another if job.pid != process.pid else {}
+            return Change.of_columns(job, **asdict(process), **older)
+
+        return self._change(job_id, decide)
+
+    def stop_sent(self, job_id: str) -> _Job:
+        """Records that its process is about to be sent SIGTERM."""
+        return self._change(job_id, lambda job: Change.of_columns(job, stop_sent_at=self._clock()))
+
+    def saw(self, job_id: str, status: JobStatus) -> _Job:
+        """Records the status of a living process, if there is news in it."""
+        return self._change(job_id, lambda job: decisions.told(job, status))
+
+    def troubled(self, job_id: str, reason: str, message: str) -> _Job:
+        """Says on an active one why the control plane cannot see it; a good status clears it.
+
+        Args:
+            job_id: its id.
+            reason: one of record.TROUBLES.
+            message: the same in a sentence.
+        """
+        return self._change(job_id, lambda job: decisions.troubled(job, reason, message))
+
+    def crashed(
+        self, job_id: str, reason: str, message: str, status: JobStatus | None = None
+    ) -> _Job:
+        """Records that its process is gone without having been asked to stop.
+
+        It is interrupted; if it is wanted, it goes on after a delay that doubles, and fails after
+        MAX_RESTARTS restarts in a row without `progress`.
+        """
+        return self._change(
+            job_id,
+            lambda job: decisions.crashed(
+                job, reason, message, status, self._clock(), self.progress
+            ),
+        )
+
+    # ---- the one way to change, and to delete --------------------------------------------------
+
+    def _change(
+        self,
+        job_id: str,
+        decide: Callable[[_Job], Change | None],
+        require: Callable[[sa.Connection], None] = lambda connection: None,
+    ) -> _Job:
+        """Returns the run or task after the change that `decide` returns, in one transaction.
+
+        `require` may still refuse it. It reads through the same connection: if it waited for
+        another one, callers that wait for this transaction could hold them all.
+
+        Raises:
+            NotFound: no such run or task.
+            ValueError: `decide` chose a state that may not follow the present one.
+        """
+        now = self._clock()
+        with self._store.writing() as connection:
+            before = self._get(connection, job_id)
+            change = decide(before)
+            if change is None:
+                return before
+            require(connection)
+            values = decisions.after_change(before, change, now)
+            values["revision"] = newest_revision(connection) + 1
+            state = change.state or before.state
+            if state is not before.state:
+                values |= self._at_new_state(state, values)
+            self._write(connection, job_id, state, values)
+            after = self._get(connection, job_id)
+            alerts = self._remember(connection, before, change, after, now)
+        if after.state is not before.state:
+            self._count(before, after)
+            _log.info(
+                f"{self.noun} changed",
+                **{self.noun: job_id},
+                before=str(before.state),
+                now=str(after.state),
+                reason=after.reason,
+                by=caller(),
+            )
+        self._changed()
+        if alerts:
+            self._alerts.added()
+        return after
+
+    def _get(self, connection: sa.Connection, job_id: str) -> _Job:
+        """Returns one row. Raises NotFound."""
+        raise NotImplementedError
+
+    def _at_new_state(self, state: RunState, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns further columns of one that enters a state with these."""
+        return {}
+
+    def _write(
+        self, connection: sa.Connection, job_id: str, state: RunState, values: Mapping[str, Any]
+    ) -> None:
+        connection.execute(sa.update(self.table).where(self.table.c.id == job_id).values(**values))
+
+    def _remember(
+        self, connection: sa.Connection, before: _Job, change: Change, after: _Job, now: float
+    ) -> bool:
+        """Writes what else follows from a change; returns whether it made an alert."""
+        raise NotImplementedError
+
+    def _count(self, before: _Job, after: _Job) -> None:
+        """Counts a change of state."""
+
+    def _require_deletable(self, job: _Job) -> None:
+        if job.state in RESTING and not job.resumes_itself:
+            return
+        what = f"is {job.state}" + (", but resumes by itself" if job.state in RESTING else "")
+        command = f"lectern {self.noun}s stop {job.id}"
+        raise Conflict(f"{self.noun} {job.id} {what}; stop it first (`{command}`)")
+
+    def _remove(self, connection: sa.Connection, job_id: str) -> None:
+        """Removes its row; `changed_since` then has a DeletedRun."""
+        revision = newest_revision(connection) + 1
+        connection.execute(sa.insert(deleted_runs).values(run_id=job_id, revision=revision))
+        made = idempotency_keys.c.run_id == job_id
+        connection.execute(sa.delete(idempotency_keys).where(made))
+        connection.execute(sa.delete(self.table).where(self.table.c.id == job_id))
+
+    def _was_removed(self, job_id: str) -> None:
+        _log.info(f"{self.noun} deleted", **{self.noun: job_id}, by=caller())
+        self._changed()
+
+
+class RunCommands(JobCommands[Run]):
     """The only way to change runs; `Runs` reads them.
 
     Args:
@@ -67,6 +257,10 @@ class RunCommands:
         restarts: how often this process has queued a run again by itself, by the reason of its end.
     """
 
+    noun = "run"
+    table = runs
+    progress = "a new checkpoint"
+
     def __init__(
         self,
         store: Store,
@@ -75,13 +269,9 @@ class RunCommands:
         max_queued: int = MAX_QUEUED,
         alerts: Alerts | None = None,
     ) -> None:
+        super().__init__(store, clock, changed, alerts)
         self.restarts: Counter[str] = Counter()
-        self._alerts = alerts or Alerts(store, clock)
-        self._store = store
-        self.room = store.room
         self._max_queued = max_queued
-        self._clock = clock
-        self._changed = changed
 
     def create(
         self,
@@ -114,12 +304,7 @@ class RunCommands:
             [run] = insert_runs(connection, [(spec, teacher)], id_taken, now, fork)
             set_place(connection, run.id)
             run = get_run(connection, run.id)
-            if key is not None:
-                connection.execute(
-                    sa.insert(idempotency_keys).values(
-                        key=key, request_sha256=request_sha256, run_id=run.id, created_at=now
-                    )
-                )
+            remember_key(connection, key, request_sha256, run.id, now)
         self.inserted([run])
         return run
 
@@ -216,11 +401,7 @@ class RunCommands:
         """
         with self._store.writing() as connection:
             run = get_run(connection, run_id)
-            if run.state not in RESTING or run.resumes_itself:
-                what = f"is {run.state}"
-                if run.state in RESTING:
-                    what = f"is {run.state}, but resumes by itself"
-                raise Conflict(f"run {run_id} {what}; stop it first (`lectern runs stop {run_id}`)")
+            self._require_deletable(run)
             if since is not None and run.since != since:
                 raise Conflict(f"run {run_id} has been resumed meanwhile, and is {run.state} again")
             busy = sa.select(tasks.c.id, tasks.c.state).where(
@@ -232,13 +413,13 @@ class RunCommands:
                     f"stop {task_id}`)"
                 )
             set_aside()
-            revision = newest_revision(connection) + 1
-            connection.execute(sa.insert(deleted_runs).values(run_id=run_id, revision=revision))
-            for table in (history, idempotency_keys, sweep_runs, tasks):
+            its_tasks = sa.select(tasks.c.id).where(tasks.c.run_id == run_id)
+            of_tasks = idempotency_keys.c.run_id.in_(its_tasks)
+            connection.execute(sa.delete(idempotency_keys).where(of_tasks))
+            for table in (history, sweep_runs, tasks):
                 connection.execute(sa.delete(table).where(table.c.run_id == run_id))
-            connection.execute(sa.delete(runs).where(runs.c.id == run_id))
-        _log.info("run deleted", run=run_id, by=caller())
-        self._changed()
+            self._remove(connection, run_id)
+        self._was_removed(run_id)
 
     def adopt(self, row: Mapping[str, Any]) -> Run:
         """Returns a new run that its folder describes, even if it was deleted before.
@@ -280,28 +461,6 @@ class RunCommands:
 
     # ---- called by the reconcile loop ----------------------------------------------------------
 
-    def claim(self, run_id: str, slots: tuple[str, ...], threads: int = 1) -> Run | None:
-        """Returns the run as starting on `slots`, or None if it is no longer queued, or deleted.
-
-        `threads` is the number of CPU threads of each of its processes.
-
-        Called before its process is started: a later loop that finds a starting run without a pid
-        looks for the process before it starts one.
-        """
-        is_mine = False
-
-        def decide(run: Run) -> Change | None:
-            nonlocal is_mine
-            change = decisions.claimed(run, slots, threads, self._clock())
-            is_mine = change is not None
-            return change
-
-        try:
-            run = self._change(run_id, decide)
-        except NotFound:
-            return None
-        return run if is_mine else None
-
     def requeue(self, run_id: str) -> Run:
         """Returns the interrupted run, queued again if it still resumes by itself."""
         return self._change(run_id, decisions.requeued)
@@ -316,34 +475,6 @@ class RunCommands:
                 else None
             ),
         )
-
-    def has_process(self, run_id: str, process: Identity) -> Run:
-        """Records which process trains the run."""
-
-        def decide(run: Run) -> Change:
-            columns: dict[str, Any] = asdict(process)
-            if run.pid != process.pid:
-                columns["process_create_time"] = None
-            return Change.of_columns(run, **columns)
-
-        return self._change(run_id, decide)
-
-    def stop_sent(self, run_id: str) -> Run:
-        """Records that the trainer is about to be sent SIGTERM."""
-        return self._change(run_id, lambda run: Change.of_columns(run, stop_sent_at=self._clock()))
-
-    def saw(self, run_id: str, status: Status) -> Run:
-        """Records the status of a living trainer, if there is news in it."""
-        return self._change(run_id, lambda run: decisions.told(run, status))
-
-    def troubled(self, run_id: str, reason: str, message: str) -> Run:
-        """Says on an active run why the control plane cannot see it; a good status clears it.
-
-        Args:
-            reason: one of record.TROUBLES.
-        """
-
-        return self._change(run_id, lambda run: decisions.troubled(run, reason, message))
 
     def noticed(self, facts: Mapping[str, tuple[RunState, Mapping[str, Any]]]) -> None:
         """Records facts about runs that change with time alone, in one transaction.
@@ -418,7 +549,8 @@ class RunCommands:
             if run.state not in ACTIVE:
                 return None
             wanted = Wanted.STOPPED if state is RunState.STOPPED else None
-            columns, text = {**NO_PROCESS, **decisions.seen(status)}, message
+            columns = {**decisions.without(run, NO_PROCESS), **decisions.seen(status)}
+            text = message
             if run.wanted is Wanted.RUNNING:
                 if resumes:
                     columns["resume_at"] = self._clock()
@@ -428,16 +560,6 @@ class RunCommands:
             return Change(state, wanted, reason, text, columns)
 
         return self._change(run_id, decide)
-
-    def crashed(self, run_id: str, reason: str, message: str, status: Status | None = None) -> Run:
-        """Records that the trainer is gone without having been asked to stop.
-
-        The run is interrupted; if it is wanted, it resumes after a delay that doubles, and fails
-        after MAX_RESTARTS restarts in a row without a new checkpoint.
-        """
-        return self._change(
-            run_id, lambda run: decisions.crashed(run, reason, message, status, self._clock())
-        )
 
     def require_room_in(self, connection: sa.Connection, count: int = 1) -> None:
         """Does what `require_room` does, within a transaction."""
@@ -459,63 +581,37 @@ class RunCommands:
             retry_after_seconds=QUEUE_RETRY_SECONDS,
         )
 
-    # ---- the one way to change ---------------------------------------------------------------
+    # ---- what follows from a change ------------------------------------------------------------
 
-    def _change(
-        self,
-        run_id: str,
-        decide: Callable[[Run], Change | None],
-        require: Callable[[sa.Connection], None] = lambda connection: None,
-    ) -> Run:
-        """Returns the run after the change that `decide` returns, in one transaction.
+    def _get(self, connection: sa.Connection, job_id: str) -> Run:
+        return get_run(connection, job_id)
 
-        `require` may still refuse it. It reads through the same connection: if it waited for
-        another one, callers that wait for this transaction could hold them all.
+    def _at_new_state(self, state: RunState, values: Mapping[str, Any]) -> dict[str, Any]:
+        columns: dict[str, Any] = {"overdue_since": values.get("overdue_since")}
+        goes_on = values.get("resume_at") is not None or values["waits_for"] is not None
+        return columns | ({"stop_at": None} if state in RESTING and not goes_on else {})
 
-        Raises:
-            NotFound: no such run.
-            ValueError: `decide` chose a state that may not follow the present one.
-        """
-        now = self._clock()
-        with self._store.writing() as connection:
-            run = get_run(connection, run_id)
-            change = decide(run)
-            if change is None:
-                return run
-            require(connection)
-            values = decisions.after_change(run, change, now)
-            values["revision"] = newest_revision(connection) + 1
-            state = change.state or run.state
-            if state is not run.state:
-                values.setdefault("overdue_since", None)
-                goes_on = values.get("resume_at") is not None or values["waits_for"] is not None
-                if state in RESTING and not goes_on:
-                    values["stop_at"] = None
-            connection.execute(sa.update(runs).where(runs.c.id == run_id).values(values))
-            if state is RunState.QUEUED:
-                set_place(connection, run_id)
-            after = get_run(connection, run_id)
-            was_asked = change.columns.get("stop_at") is not None
-            if was_asked or (after.state, after.wanted) != (run.state, run.wanted):
-                remember(connection, after, now)
-            kind = kind_of_change(run, after)
-            if kind is not None:
-                self._alerts.add(connection, kind, sentence(kind, after, now), after)
-        if after.state is not run.state:
-            if after.state is RunState.QUEUED and after.reason == RESUMES:
-                self.restarts[run.reason or "unknown"] += 1
-            _log.info(
-                "run changed",
-                run=run_id,
-                before=str(run.state),
-                now=str(after.state),
-                reason=after.reason,
-                by=caller(),
-            )
-        self._changed()
+    def _write(
+        self, connection: sa.Connection, job_id: str, state: RunState, values: Mapping[str, Any]
+    ) -> None:
+        super()._write(connection, job_id, state, values)
+        if state is RunState.QUEUED:
+            set_place(connection, job_id)
+
+    def _remember(
+        self, connection: sa.Connection, before: Run, change: Change, after: Run, now: float
+    ) -> bool:
+        was_asked = change.columns.get("stop_at") is not None
+        if was_asked or (after.state, after.wanted) != (before.state, before.wanted):
+            remember(connection, after, now)
+        kind = kind_of_change(before, after)
         if kind is not None:
-            self._alerts.added()
-        return after
+            self._alerts.add(connection, kind, sentence(kind, after, now), after)
+        return kind is not None
+
+    def _count(self, before: Run, after: Run) -> None:
+        if after.state is RunState.QUEUED and after.reason == RESUMES:
+            self.restarts[before.reason or "unknown"] += 1
 
 
 def _alerts_of(

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from control_plane.runs.callers import caller
 from control_plane.runs.record import FORKED, PRIORITY, Run, Wanted, newest_revision, select_runs
-from control_plane.runs.store import history, runs
+from control_plane.runs.store import history, idempotency_keys, runs
 from lectern_common.run.folder import ForkedFrom
 from lectern_common.run.status import RunState
 from lectern_common.spec.run_spec import RunSpec
@@ -110,6 +110,15 @@ def remember(connection: sa.Connection, run: Run, now: float) -> None:
             by=caller(),
         )
     )
+
+
+def remember_key(
+    connection: sa.Connection, key: str | None, request_sha256: str, made: str, now: float
+) -> None:
+    """Notes which run or task a client's key made; None is no key."""
+    if key is not None:
+        values = {"key": key, "request_sha256": request_sha256, "run_id": made, "created_at": now}
+        connection.execute(sa.insert(idempotency_keys).values(values))
 
 
 def _new_row(

@@ -4,11 +4,11 @@
 for tasks as well.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from control_plane.runs.healing import HEALED, goes_so_far
+from control_plane.runs.healing import HEALED
 from control_plane.runs.record import (
     ACTIVE,
     NEXT,
@@ -22,7 +22,7 @@ from control_plane.runs.record import (
     Wanted,
 )
 from lectern_common.errors import Conflict
-from lectern_common.run.status import EARLY_STOPPED, RESTING, RunState, Status
+from lectern_common.run.status import EARLY_STOPPED, RESTING, RunState
 from lectern_common.run.untrusted import cut
 from lectern_common.spec.run_spec import RunSpec, require_more_to_do, require_resumable
 
@@ -30,14 +30,9 @@ RESUMES = "resumes"  # reason of a run that was queued again by itself
 MAX_RESTARTS = 5
 MAX_RESTART_DELAY_SECONDS = 60.0
 HEARTBEAT_NEWS_SECONDS = 5.0  # how often a status that differs only in its heartbeat is stored
-NO_PID = dict.fromkeys(("pid", "process_create_time", "boot_id", "start_ticks"))
-NO_PROCESS = {
-    **NO_PID,
-    "slots": None,
-    "threads": None,
-    "stale_since": None,
-    "stalled_since": None,
-}
+# Columns of the process of one that is active.
+NO_PID = ("pid", "process_create_time", "boot_id", "start_ticks")
+NO_PROCESS = (*NO_PID, "slots", "threads", "stale_since", "stalled_since")
 
 
 def require_goes_on(run: Run, spec: RunSpec) -> None:
@@ -132,20 +127,14 @@ def told(run: Job, status: JobStatus) -> Change | None:
     return Change.of_columns(run, **seen(status))
 
 
-def claimed(
-    run: Job,
-    slots: Sequence[str],
-    threads: int,
-    now: float,
-    no_pid: Mapping[str, None] = NO_PID,
-) -> Change | None:
+def claimed(run: Job, slots: Sequence[str], threads: int, now: float) -> Change | None:
     """Returns the change of a queued one that gets its devices; None if it is no longer queued."""
     columns = {
         "slots": list(slots),
         "threads": threads,
         "attempt": run.attempt + 1,
         "launched_at": now,
-        **no_pid,
+        **without(run, NO_PID),
         "stop_sent_at": None,
         "resume_at": None,
     }
@@ -160,22 +149,36 @@ def troubled(run: Job, reason: str, message: str) -> Change | None:
 
 
 def crashed(
-    run: Run, reason: str, message: str, status: Status | None, now: float
+    run: Job, reason: str, message: str, status: JobStatus | None, now: float, progress: str
 ) -> Change | None:
-    """Returns the change of a run whose trainer is gone without having been asked to stop."""
+    """Returns the change of one whose process is gone without having been asked to stop.
+
+    Args:
+        run: before that.
+        reason: why it is gone.
+        message: the same in a sentence.
+        status: what the process last said.
+        now: Unix seconds.
+        progress: what begins the count of its restarts anew, for the message.
+    """
     if run.state not in ACTIVE:
         return None
-    goes, reached = goes_so_far(run, status)
+    goes, reached = run.goes_so_far(status)
     restarts = goes + 1
-    columns = {**NO_PROCESS, **seen(status), "restart_checkpoint": reached}
+    columns = {**without(run, NO_PROCESS), **seen(status), **reached}
     if run.wanted is Wanted.STOPPED:
         return Change(RunState.INTERRUPTED, None, reason, message, columns)
     if restarts > MAX_RESTARTS:
-        text = f"ended {restarts} times in a row without a new checkpoint; last: {message}"
+        text = f"ended {restarts} times in a row without {progress}; last: {message}"
         return Change(RunState.FAILED, None, "crash_loop", text, columns)
     delay = min(2.0 ** (restarts - 1), MAX_RESTART_DELAY_SECONDS)
     columns |= {"restarts": restarts, "resume_at": now + delay}
     return Change(RunState.INTERRUPTED, None, reason, message, columns)
+
+
+def without(run: Job, names: Iterable[str]) -> dict[str, Any]:
+    """Returns those of the columns that its table has, cleared."""
+    return {name: None for name in names if hasattr(run, name)}
 
 
 def seen(status: JobStatus | None) -> dict[str, Any]:

@@ -40,12 +40,6 @@ def teacher_answers(address: str) -> str:
     return f"the teacher at {address} answers again"
 
 
-def goes_so_far(run: Run, status: Status | None) -> tuple[int, int | None]:
-    """Returns how often it went on by itself since its newest checkpoint, and that one's step."""
-    reached = (status.checkpoint_step if status else None) or run.restart_checkpoint
-    return (run.restarts if reached == run.restart_checkpoint else 0), reached
-
-
 def after_end(
     run: Run, reason: str | None, message: str | None, status: Status | None, now: float
 ) -> tuple[dict[str, Any], str | None]:
@@ -61,8 +55,8 @@ def after_end(
     waits_for = _waits_for(run, reason)
     if reason not in HEALED or (waits_for is None and reason != RANK_LOST):
         return {}, message
-    goes, reached = goes_so_far(run, status)
-    columns: dict[str, Any] = {"restarts": goes, "restart_checkpoint": reached}
+    goes, reached = run.goes_so_far(status)
+    columns: dict[str, Any] = {"restarts": goes, **reached}
     if goes >= MAX_GOES:
         text = f"it went on by itself {goes} times without a new checkpoint, and now waits for you"
         return columns, f"{message or reason}; {text}: resume it"

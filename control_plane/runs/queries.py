@@ -27,6 +27,7 @@ from control_plane.runs.store import (
     idempotency_keys,
     runs,
     sound_json,
+    tasks,
 )
 from lectern_common.errors import InvalidRequest
 from lectern_common.run.status import RunState
@@ -254,13 +255,26 @@ def _history(connection: sa.Connection, query: sa.Select[Any]) -> list[dict[str,
 
 def run_made_by_key(connection: sa.Connection, key: str | None, request_sha256: str) -> Run | None:
     """Does what `Runs.made_by_key` does, within a transaction."""
+    made = id_made_by_key(connection, key, request_sha256)
+    return None if made is None else get_run(connection, made)
+
+
+def id_made_by_key(connection: sa.Connection, key: str | None, request_sha256: str) -> str | None:
+    """Returns the id of the run or task that a request with this key made; None if none did.
+
+    Raises:
+        InvalidRequest: the key was used with another request.
+    """
     query = sa.select(idempotency_keys).where(idempotency_keys.c.key == key)
     row = connection.execute(query).mappings().first()
     if row is None:
         return None
+    made = str(row["run_id"])
     if row["request_sha256"] != request_sha256:
+        is_task = connection.execute(sa.select(tasks.c.id).where(tasks.c.id == made)).first()
         raise InvalidRequest(
-            f"this Idempotency-Key made run {row['run_id']} from another body; use a new key",
+            f"this Idempotency-Key made {'task' if is_task else 'run'} {made} from another body; "
+            "use a new key",
             field="Idempotency-Key",
         )
-    return get_run(connection, row["run_id"])
+    return made

@@ -186,6 +186,12 @@ class Run:
         """What has to come true before it resumes by itself; None if only time has to pass."""
         return self.waits_for if self.resumes_itself else None
 
+    def goes_so_far(self, status: Status | None) -> tuple[int, dict[str, Any]]:
+        """See Job.goes_so_far; a run gets further with each new checkpoint."""
+        reached = (status.checkpoint_step if status else None) or self.restart_checkpoint
+        goes = self.restarts if reached == self.restart_checkpoint else 0
+        return goes, {"restart_checkpoint": reached}
+
     def elapsed_seconds(self, now: float) -> float:
         """Returns the time that trainers had, over all attempts."""
         current = 0.0 if self.active_since is None else max(0.0, now - self.active_since)
@@ -274,6 +280,15 @@ class Job(Protocol):
     def active_since(self) -> float | None: ...
     @property
     def last_status(self) -> JobStatus | None: ...
+    @property
+    def resumes_itself(self) -> bool: ...
+
+    def goes_so_far(self, status: Any) -> tuple[int, dict[str, Any]]:
+        """Returns how often it went on by itself since it got further, and the columns to keep.
+
+        Args:
+            status: what its process last said in this attempt; None if it said nothing.
+        """
 
     def elapsed_seconds(self, now: float) -> float: ...
 

@@ -5,6 +5,7 @@ migrated to the newest schema; backups.py backs it up. A damaged database stops 
 never replaced by an empty one.
 """
 
+import functools
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -31,6 +32,34 @@ _MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 metadata = sa.MetaData()
 
+
+def _of_both() -> list[sa.Column[Any]]:
+    """Returns the columns that runs and tasks have in common; see runs.record.Job."""
+    return [
+        sa.Column("wanted", sa.Text, nullable=False),
+        sa.Column("state", sa.Text, nullable=False, index=True),
+        sa.Column("since", sa.Float, nullable=False),
+        sa.Column("reason", sa.Text),
+        sa.Column("message", sa.Text),
+        sa.Column("revision", sa.Integer, nullable=False, unique=True),
+        sa.Column("attempt", sa.Integer, nullable=False),
+        sa.Column("restarts", sa.Integer, nullable=False),
+        sa.Column("resume_at", sa.Float),
+        sa.Column("slots", sa.JSON(none_as_null=True)),
+        sa.Column("threads", sa.Integer),
+        sa.Column("launched_at", sa.Float),
+        sa.Column("pid", sa.Integer),
+        sa.Column("boot_id", sa.Text),
+        sa.Column("start_ticks", sa.Integer),
+        sa.Column("stop_sent_at", sa.Float),
+        sa.Column("active_since", sa.Float),
+        sa.Column("active_seconds", sa.Float, nullable=False),
+        sa.Column("status", sa.JSON(none_as_null=True)),
+        sa.Column("queue_position", sa.Integer),
+        sa.Column("waits_for", sa.Text),
+    ]
+
+
 # One row per run. See runs.record.Run for the columns; `seq` orders runs by creation.
 runs = sa.Table(
     "runs",
@@ -40,30 +69,10 @@ runs = sa.Table(
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("spec", sa.JSON, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("wanted", sa.Text, nullable=False),
-    sa.Column("state", sa.Text, nullable=False, index=True),
-    sa.Column("since", sa.Float, nullable=False),
-    sa.Column("reason", sa.Text),
-    sa.Column("message", sa.Text),
-    sa.Column("revision", sa.Integer, nullable=False, unique=True),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("restarts", sa.Integer, nullable=False),
+    *_of_both(),
     sa.Column("restart_checkpoint", sa.Integer),
-    sa.Column("resume_at", sa.Float),
-    sa.Column("slots", sa.JSON(none_as_null=True)),
-    sa.Column("threads", sa.Integer),
-    sa.Column("launched_at", sa.Float),
-    sa.Column("pid", sa.Integer),
     sa.Column("process_create_time", sa.Float),
-    sa.Column("boot_id", sa.Text),
-    sa.Column("start_ticks", sa.Integer),
-    sa.Column("stop_sent_at", sa.Float),
-    sa.Column("active_since", sa.Float),
-    sa.Column("active_seconds", sa.Float, nullable=False),
-    sa.Column("status", sa.JSON(none_as_null=True)),
     sa.Column("teacher", sa.JSON(none_as_null=True)),
-    sa.Column("queue_position", sa.Integer),
-    sa.Column("waits_for", sa.Text),
     sa.Column("stale_since", sa.Float),
     sa.Column("stalled_since", sa.Float),
     sa.Column("heals", sa.Integer, nullable=False, server_default="0"),
@@ -85,27 +94,8 @@ tasks = sa.Table(
     sa.Column("device", sa.Text, nullable=False),
     sa.Column("by", sa.Text),
     sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("wanted", sa.Text, nullable=False),
-    sa.Column("state", sa.Text, nullable=False, index=True),
-    sa.Column("since", sa.Float, nullable=False),
-    sa.Column("reason", sa.Text),
-    sa.Column("message", sa.Text),
-    sa.Column("revision", sa.Integer, nullable=False, unique=True),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("restarts", sa.Integer, nullable=False),
-    sa.Column("resume_at", sa.Float),
-    sa.Column("slots", sa.JSON(none_as_null=True)),
-    sa.Column("threads", sa.Integer),
-    sa.Column("launched_at", sa.Float),
-    sa.Column("pid", sa.Integer),
-    sa.Column("boot_id", sa.Text),
-    sa.Column("start_ticks", sa.Integer),
-    sa.Column("stop_sent_at", sa.Float),
-    sa.Column("active_since", sa.Float),
-    sa.Column("active_seconds", sa.Float, nullable=False),
-    sa.Column("status", sa.JSON(none_as_null=True)),
-    sa.Column("queue_position", sa.Integer),
-    sa.Column("waits_for", sa.Text),
+    *_of_both(),
+    sa.Column("restart_progress", sa.JSON(none_as_null=True)),
     sqlite_autoincrement=True,
 )
 
@@ -134,7 +124,7 @@ history = sa.Table(
     sqlite_autoincrement=True,
 )
 
-# Which run a client's key made, and from which body.
+# Which run or task a client's key made, and from which request.
 idempotency_keys = sa.Table(
     "idempotency_keys",
     metadata,
@@ -286,6 +276,8 @@ class Store:
         """Brings the schema to the newest version, in one transaction."""
         config = _migrations()
         with self.writing() as connection:
+            if _revision(connection) == _newest_revision():
+                return
             config.attributes["connection"] = connection
             try:
                 command.upgrade(config, "head")
@@ -298,9 +290,17 @@ class Store:
     def _is_older(self) -> bool:
         """Returns whether it has tables, and not those of the newest schema."""
         with self.reading() as connection:
-            present = MigrationContext.configure(connection).get_current_revision()
-        newest = ScriptDirectory.from_config(_migrations()).get_current_head()
-        return present not in (None, newest)
+            return _revision(connection) not in (None, _newest_revision())
+
+
+def _revision(connection: sa.Connection) -> str | None:
+    """Returns the revision of the schema there; None if there is no schema yet."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+@functools.cache
+def _newest_revision() -> str | None:
+    return ScriptDirectory.from_config(_migrations()).get_current_head()
 
 
 def _migrations() -> Config:

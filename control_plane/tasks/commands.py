@@ -1,59 +1,39 @@
 """Creates, changes and deletes tasks, each in one transaction, as RunCommands does with runs."""
 
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
 
 from control_plane.runs import decisions
-from control_plane.runs.alerts import AlertKind, Alerts
+from control_plane.runs.alerts import AlertKind
 from control_plane.runs.callers import caller
-from control_plane.runs.commands import QUEUE_RETRY_SECONDS
-from control_plane.runs.creation import new_id
-from control_plane.runs.decisions import MAX_RESTART_DELAY_SECONDS, MAX_RESTARTS, RESUMES
+from control_plane.runs.commands import QUEUE_RETRY_SECONDS, JobCommands
+from control_plane.runs.creation import new_id, remember_key
+from control_plane.runs.decisions import NO_PROCESS, RESUMES
 from control_plane.runs.healing import HEALED, delay_seconds
+from control_plane.runs.queries import id_made_by_key
 from control_plane.runs.record import ACTIVE, Change, Wanted, get_run, newest_revision
-from control_plane.runs.store import Store, deleted_runs, runs, tasks
+from control_plane.runs.store import runs, tasks
 from control_plane.tasks.record import Task, get_task, select_tasks
 from lectern_common.errors import Conflict, NotFound, Overloaded
 from lectern_common.logs import get_logger
-from lectern_common.run.processes import Identity
-from lectern_common.run.status import RESTING, RunState
+from lectern_common.run.status import RunState
 from lectern_common.stages.status import TaskStatus
 
 MAX_QUEUED_TASKS = 1000
 # How often a task goes on by itself after an end that may heal; with the delays, for about an hour.
 MAX_GOES = 15
-_NO_PID = dict.fromkeys(("pid", "boot_id", "start_ticks"))
-_NO_PROCESS = {**_NO_PID, "slots": None, "threads": None}
 
 _log = get_logger()
 
 
-class TaskCommands:
-    """The only way to change tasks; `Tasks` reads them.
+class TaskCommands(JobCommands[Task]):
+    """The only way to change tasks; `Tasks` reads them."""
 
-    Args:
-        store: where they are kept.
-        clock: Unix seconds.
-        changed: called after each visible change; from any thread.
-        alerts: gets those of tasks that fail; None means one with the same store and clock.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        clock: Callable[[], float] = time.time,
-        changed: Callable[[], None] = lambda: None,
-        alerts: Alerts | None = None,
-    ) -> None:
-        self._store = store
-        self.room = store.room
-        self._clock = clock
-        self._changed = changed
-        self._alerts = alerts or Alerts(store, clock)
+    noun = "task"
+    table = tasks
+    progress = "getting further"
 
     def create(
         self,
@@ -62,8 +42,10 @@ class TaskCommands:
         run_id: str | None = None,
         *,
         device: str = "cpu",
+        key: str | None = None,
+        request_sha256: str = "",
     ) -> Task:
-        """Returns a new queued task.
+        """Returns a new queued task, or the task that an earlier request with this key made.
 
         Args:
             stage: its name.
@@ -71,15 +53,21 @@ class TaskCommands:
             run_id: of its run; None means that it belongs to none.
             device: auto, cpu or cuda: what it waits for. cpu is right for stages that only wait
                 for, or move, what others compute.
+            key: the client's Idempotency-Key.
+            request_sha256: hash of the request that came with it.
 
         Raises:
             NotFound: no such run.
+            InvalidRequest: the key was used with another request.
             Overloaded: too many tasks wait.
         """
         now = self._clock()
         with self._store.writing() as connection:
             if run_id is not None:
                 get_run(connection, run_id)
+            made = id_made_by_key(connection, key, request_sha256)
+            if made is not None:
+                return get_task(connection, made)
             self._require_room(connection)
 
             def is_taken(task_id: str) -> bool:
@@ -106,6 +94,7 @@ class TaskCommands:
                 "active_seconds": 0.0,
             }
             connection.execute(sa.insert(tasks).values(row))
+            remember_key(connection, key, request_sha256, task_id, now)
             task = get_task(connection, task_id)
         _log.info("task created", task=task.id, of_run=run_id, by=caller())
         self._changed()
@@ -158,18 +147,10 @@ class TaskCommands:
         """
         with self._store.writing() as connection:
             task = get_task(connection, task_id)
-            if task.state not in RESTING or task.resumes_itself:
-                what = f"is {task.state}"
-                what += ", but goes on by itself" if task.state in RESTING else ""
-                raise Conflict(
-                    f"task {task_id} {what}; stop it first (`lectern tasks stop {task_id}`)"
-                )
+            self._require_deletable(task)
             set_aside()
-            revision = newest_revision(connection) + 1
-            connection.execute(sa.insert(deleted_runs).values(run_id=task_id, revision=revision))
-            connection.execute(sa.delete(tasks).where(tasks.c.id == task_id))
-        _log.info("task deleted", task=task_id, by=caller())
-        self._changed()
+            self._remove(connection, task_id)
+        self._was_removed(task_id)
 
     def adopt(self, row: Mapping[str, Any]) -> None:
         """Adds the row of a task that its folder describes, unless there is one.
@@ -185,22 +166,6 @@ class TaskCommands:
 
     # ---- called by the reconcile loop ----------------------------------------------------------
 
-    def claim(self, run_id: str, slots: tuple[str, ...], threads: int = 1) -> Task | None:
-        """Returns the task as starting on `slots`, or None if it no longer waits, or is deleted."""
-        is_mine = False
-
-        def decide(task: Task) -> Change | None:
-            nonlocal is_mine
-            change = decisions.claimed(task, slots, threads, self._clock(), _NO_PID)
-            is_mine = change is not None
-            return change
-
-        try:
-            task = self._change(run_id, decide)
-        except NotFound:
-            return None
-        return task if is_mine else None
-
     def requeue(self, run_id: str) -> Task:
         """Returns the interrupted task, queued again if it still goes on by itself."""
 
@@ -211,24 +176,6 @@ class TaskCommands:
             return Change(RunState.QUEUED, None, RESUMES, message, {"resume_at": None})
 
         return self._change(run_id, decide)
-
-    def has_process(self, run_id: str, process: Identity) -> Task:
-        """Records which process does the task."""
-        return self._change(run_id, lambda task: Change.of_columns(task, **asdict(process)))
-
-    def stop_sent(self, run_id: str) -> Task:
-        """Records that its process is about to be sent SIGTERM."""
-        return self._change(
-            run_id, lambda task: Change.of_columns(task, stop_sent_at=self._clock())
-        )
-
-    def saw(self, run_id: str, status: TaskStatus) -> Task:
-        """Records the status of a living process, if there is news in it."""
-        return self._change(run_id, lambda task: decisions.told(task, status))
-
-    def troubled(self, run_id: str, reason: str, message: str) -> Task:
-        """Says on an active task why the control plane cannot see it; a good status clears it."""
-        return self._change(run_id, lambda task: decisions.troubled(task, reason, message))
 
     def noticed(self, facts: Mapping[str, tuple[RunState, Mapping[str, Any]]]) -> None:
         """Records facts about tasks that change with time alone; see RunCommands.noticed."""
@@ -256,89 +203,40 @@ class TaskCommands:
     ) -> Task:
         """Records that the process is gone, and the state that the task rests in.
 
-        A wanted task whose end may heal by itself goes on after a delay, up to MAX_GOES times.
+        A wanted task whose end may heal by itself goes on after a delay, up to MAX_GOES times in a
+        row without getting further.
         """
 
         def decide(task: Task) -> Change | None:
             if task.state not in ACTIVE:
                 return None
             wanted = Wanted.STOPPED if state is RunState.STOPPED else None
-            columns: dict[str, Any] = {**_NO_PROCESS, **decisions.seen(status)}
+            columns = {**decisions.without(task, NO_PROCESS), **decisions.seen(status)}
             goes_on = state is RunState.INTERRUPTED and task.wanted is Wanted.RUNNING
             if goes_on and resumes:
                 columns["resume_at"] = self._clock()
-            elif goes_on and reason in HEALED and task.restarts < MAX_GOES:
-                columns["restarts"] = task.restarts + 1
-                columns["resume_at"] = self._clock() + delay_seconds(task.restarts)
+            elif goes_on and reason in HEALED:
+                goes, reached = task.goes_so_far(status)
+                columns |= reached
+                if goes < MAX_GOES:
+                    columns["restarts"] = goes + 1
+                    columns["resume_at"] = self._clock() + delay_seconds(goes)
             return Change(state, wanted, reason, message, columns)
 
         return self._change(run_id, decide)
 
-    def crashed(
-        self, run_id: str, reason: str, message: str, status: TaskStatus | None = None
-    ) -> Task:
-        """Records that the process is gone without having been asked to stop.
+    # ---- what follows from a change ------------------------------------------------------------
 
-        The task is interrupted; if it is wanted, it goes on after a delay that doubles, and fails
-        after MAX_RESTARTS restarts.
-        """
+    def _get(self, connection: sa.Connection, job_id: str) -> Task:
+        return get_task(connection, job_id)
 
-        def decide(task: Task) -> Change | None:
-            if task.state not in ACTIVE:
-                return None
-            columns: dict[str, Any] = {**_NO_PROCESS, **decisions.seen(status)}
-            if task.wanted is Wanted.STOPPED:
-                return Change(RunState.INTERRUPTED, None, reason, message, columns)
-            if task.restarts >= MAX_RESTARTS:
-                text = f"ended {task.restarts + 1} times; last: {message}"
-                return Change(RunState.FAILED, None, "crash_loop", text, columns)
-            delay = min(2.0**task.restarts, MAX_RESTART_DELAY_SECONDS)
-            columns |= {"restarts": task.restarts + 1, "resume_at": self._clock() + delay}
-            return Change(RunState.INTERRUPTED, None, reason, message, columns)
-
-        return self._change(run_id, decide)
-
-    # ---- the one way to change -----------------------------------------------------------------
-
-    def _change(
-        self,
-        task_id: str,
-        decide: Callable[[Task], Change | None],
-        require: Callable[[sa.Connection], None] = lambda connection: None,
-    ) -> Task:
-        """Returns the task after the change that `decide` returns, in one transaction.
-
-        Raises:
-            NotFound: no such task.
-            ValueError: `decide` chose a state that may not follow the present one.
-        """
-        now = self._clock()
-        with self._store.writing() as connection:
-            task = get_task(connection, task_id)
-            change = decide(task)
-            if change is None:
-                return task
-            require(connection)
-            values = decisions.after_change(task, change, now)
-            values["revision"] = newest_revision(connection) + 1
-            connection.execute(sa.update(tasks).where(tasks.c.id == task_id).values(values))
-            after = get_task(connection, task_id)
-            failed = _has_failed(task, after)
-            if failed is not None:
-                self._alerts.add(connection, AlertKind.FAILED, failed, task=after)
-        if after.state is not task.state:
-            _log.info(
-                "task changed",
-                task=task_id,
-                before=str(task.state),
-                now=str(after.state),
-                reason=after.reason,
-                by=caller(),
-            )
-        self._changed()
+    def _remember(
+        self, connection: sa.Connection, before: Task, change: Change, after: Task, now: float
+    ) -> bool:
+        failed = _has_failed(before, after)
         if failed is not None:
-            self._alerts.added()
-        return after
+            self._alerts.add(connection, AlertKind.FAILED, failed, task=after)
+        return failed is not None
 
     def _require_room(self, connection: sa.Connection) -> None:
         query = sa.select(sa.func.count()).where(tasks.c.state == RunState.QUEUED)

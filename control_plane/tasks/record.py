@@ -21,6 +21,7 @@ from lectern_common.spec.sections import DeviceSpec
 from lectern_common.stages.folder import TaskFolder
 from lectern_common.stages.status import TaskStatus, stored_status
 
+MAX_COUNTED = 20  # different things; a process that counted ever new ones would never fail
 # Where the folders of tasks without a run lie, under the runs root.
 TASKS_NAME = ".tasks"
 # Which field of a stage's request names the run; a stage without one has no run.
@@ -46,7 +47,9 @@ class Task:
     reason: str | None = None
     message: str | None = None
     attempt: int = 0  # processes started for it so far
-    restarts: int = 0  # automatic ones since the last request
+    restarts: int = 0  # automatic ones since it last got further, or the last request
+    # How far it was when it was interrupted: of each thing that it counts, how many were done.
+    restart_progress: dict[str, int] | None = None
     resume_at: float | None = None  # interrupted: when it is queued again by itself
     slots: list[str] | None = None  # its device while active
     threads: int | None = None
@@ -93,6 +96,17 @@ class Task:
             and self.resume_at is not None
         )
 
+    def goes_so_far(self, status: TaskStatus | None) -> tuple[int, dict[str, Any]]:
+        """See Job.goes_so_far; a task gets further when more is done of what it counts."""
+        if status is None:
+            return self.restarts, {}
+        reached = dict(self.restart_progress or {})
+        counted = status.doing or ""
+        is_new = counted not in reached and len(reached) < MAX_COUNTED
+        if not is_new and status.done <= reached.get(counted, status.done):
+            return self.restarts, {}
+        return 0, {"restart_progress": {**reached, counted: status.done}}
+
     def elapsed_seconds(self, now: float) -> float:
         """Returns the time that processes had, over all attempts."""
         current = 0.0 if self.active_since is None else max(0.0, now - self.active_since)
@@ -138,6 +152,7 @@ def _task_of(row: sa.RowMapping) -> Task:
     slots = row["slots"]
     is_list = isinstance(slots, list) and all(isinstance(one, str) for one in slots)
     values["slots"] = slots if is_list else None
+    values["restart_progress"] = _counts(row["restart_progress"])
     values["wanted"] = row["wanted"] if row["wanted"] in [*Wanted] else Wanted.STOPPED
     values["wanted"] = Wanted(values["wanted"])
     try:
@@ -146,3 +161,10 @@ def _task_of(row: sa.RowMapping) -> Task:
         message = f"the database has it in the unknown state {str(row['state'])[:40]!r}; delete it"
         values |= {"reason": CorruptData.reason, "message": message, "state": RunState.FAILED}
     return Task(**values)
+
+
+def _counts(value: Any) -> dict[str, int] | None:
+    """Returns a stored `restart_progress`; None for one that is damaged."""
+    if isinstance(value, dict) and all(type(one) is int for one in value.values()):
+        return value
+    return None

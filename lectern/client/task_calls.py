@@ -1,6 +1,7 @@
 """Calls that create, list, stop and delete tasks: evaluations, exports, publications, records."""
 
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -79,47 +80,67 @@ class TaskStatus:
 class TaskCalls(Calls):
     """Creates, lists, stops and deletes tasks."""
 
-    def evaluate_run(self, run_id: str, asked: Mapping[str, Any]) -> TaskStatus:
+    def evaluate_run(
+        self, run_id: str, asked: Mapping[str, Any], idempotency_key: str | None = None
+    ) -> TaskStatus:
         """Queues an evaluation of a run; returns it.
 
         Args:
             run_id: the run's id.
             asked: such as {"suites": ["perplexity"]}; see docs/evaluate.md, without `model`.
+            idempotency_key: a second call with the same key returns the task of the first; None
+                takes a new key.
 
         Raises:
             NotFound: there is no such run.
             InvalidSpec: a field is wrong.
+            InvalidRequest: the key was used before with another request.
         """
-        return self._task("POST", f"/runs/{segment(run_id)}/evaluations", json=dict(asked))
+        return self._created(f"/runs/{segment(run_id)}/evaluations", asked, idempotency_key)
 
-    def export_run(self, run_id: str, asked: Mapping[str, Any] | None = None) -> TaskStatus:
+    def export_run(
+        self,
+        run_id: str,
+        asked: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> TaskStatus:
         """Queues an export of a run's student for other programs; returns it.
 
         Args:
             run_id: the run's id.
             asked: such as {"format": "gguf"}; see docs/publish.md, without `run`.
+            idempotency_key: as in `evaluate_run`.
 
         Raises:
             NotFound: there is no such run.
             InvalidSpec: a field is wrong.
+            InvalidRequest: the key was used before with another request.
         """
-        return self._task("POST", f"/runs/{segment(run_id)}/exports", json=dict(asked or {}))
+        return self._created(f"/runs/{segment(run_id)}/exports", asked or {}, idempotency_key)
 
-    def publish_run(self, run_id: str, asked: Mapping[str, Any]) -> TaskStatus:
+    def publish_run(
+        self, run_id: str, asked: Mapping[str, Any], idempotency_key: str | None = None
+    ) -> TaskStatus:
         """Queues the plan of a model repository of a run's student, or its upload; returns it.
 
         Args:
             run_id: the run's id.
             asked: such as {"to": "me/coder-small"}; see docs/publish.md, without `run`.
+            idempotency_key: as in `evaluate_run`.
 
         Raises:
             NotFound: there is no such run.
             InvalidSpec: a field is wrong.
+            InvalidRequest: the key was used before with another request.
         """
-        return self._task("POST", f"/runs/{segment(run_id)}/publications", json=dict(asked))
+        return self._created(f"/runs/{segment(run_id)}/publications", asked, idempotency_key)
 
     def record_teacher(
-        self, spec: RunSpec, output: str, options: Mapping[str, Any] | None = None
+        self,
+        spec: RunSpec,
+        output: str,
+        options: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
     ) -> TaskStatus:
         """Queues a recording of a spec's teacher over its data; returns it.
 
@@ -127,12 +148,14 @@ class TaskCalls(Calls):
             spec: its paths are relative to the control plane's roots.
             output: name of the record to make, under the data root.
             options: such as {"eight_bit_hidden": True}; see docs/record.md.
+            idempotency_key: as in `evaluate_run`.
 
         Raises:
             InvalidSpec: a field is wrong.
         """
-        body = {"spec": spec.model_dump(mode="json"), "output": output}
-        return self._task("POST", "/records", json={**body, "options": dict(options or {})})
+        body: dict[str, Any] = {"spec": spec.model_dump(mode="json"), "output": output}
+        body["options"] = dict(options or {})
+        return self._created("/records", body, idempotency_key)
 
     def tasks(self, run_id: str | None = None, states: Sequence[RunState] = ()) -> list[TaskStatus]:
         """Returns tasks, newest first.
@@ -213,6 +236,10 @@ class TaskCalls(Calls):
             if task.rests:
                 return task
             time.sleep(poll_seconds)
+
+    def _created(self, path: str, asked: Mapping[str, Any], key: str | None) -> TaskStatus:
+        headers = {"idempotency-key": key or uuid.uuid4().hex}
+        return self._task("POST", path, json=dict(asked), headers=headers)
 
     def _task(self, method: str, path: str, **request: Any) -> TaskStatus:
         return TaskStatus.of_json(self._transport.json(method, path, **request))

@@ -37,10 +37,16 @@ from pathlib import Path
 from typing import Any
 
 from lectern_common.errors import Conflict, CorruptData
-from lectern_common.files import locked_folder, rename_durably, require_locks, write_atomic
+from lectern_common.files import is_held, locked_folder, rename_durably, require_locks, write_atomic
 from lectern_common.json_lines import append_json_line
 from lectern_common.run.checkpoint_files import STATE_NAME, checkpoint_path
-from lectern_common.run.status import MAX_STATUS_BYTES, Status, bounded, parse_status
+from lectern_common.run.status import (
+    MAX_STATUS_BYTES,
+    Status,
+    bounded,
+    parse_status,
+    read_status_at,
+)
 from lectern_common.run.untrusted import cut, read_at_most
 from lectern_common.spec.load import dump_spec, load_spec
 from lectern_common.spec.run_spec import RunSpec
@@ -252,12 +258,7 @@ class RunFolder:
         Raises:
             CorruptData: the file cannot be read, or is not a Status of a known version.
         """
-        try:
-            return parse_status(read_at_most(self.status_path, MAX_STATUS_BYTES))
-        except FileNotFoundError:
-            return None
-        except CorruptData as error:
-            raise CorruptData(f"{self.status_path} is not readable: {error}") from None
+        return read_status_at(self.status_path, parse_status)
 
     def locked(self, patience_seconds: float = 0.0) -> AbstractContextManager[int]:
         """Holds the folder's lock and yields its descriptor; see `files.locked_folder`.
@@ -276,11 +277,7 @@ class RunFolder:
 
     def is_locked(self) -> bool:
         """Returns True while a trainer holds the lock."""
-        try:
-            with self.locked():
-                return False
-        except Conflict:
-            return True
+        return is_held(self.locked())
 
     def append_event(self, kind: str, **details: Any) -> None:
         """Appends one event line: {"time", "kind", ...details}; texts that are too long are cut."""

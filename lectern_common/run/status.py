@@ -2,14 +2,16 @@
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from itertools import islice
-from typing import Annotated, Any, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from lectern_common.errors import Misconfigured
+from lectern_common.errors import CorruptData, Misconfigured
 from lectern_common.run.processes import Identity
 from lectern_common.run.untrusted import (
     Count,
@@ -23,8 +25,11 @@ from lectern_common.run.untrusted import (
     finite,
     json_of,
     parse_versioned,
+    read_at_most,
 )
 from lectern_common.words import inert_name
+
+_Said = TypeVar("_Said")
 
 STATUS_VERSION = 2
 _READ_VERSIONS = (1, 2)
@@ -163,6 +168,20 @@ def parse_status(data: bytes) -> Status:
         CorruptData: it is not a Status; the message names the fields, without their values.
     """
     return parse_versioned(_STATUS, data, _READ_VERSIONS, "run")
+
+
+def read_status_at(path: Path, parse: Callable[[bytes], _Said]) -> _Said | None:
+    """Returns what a status file holds; None before the process wrote one.
+
+    Raises:
+        CorruptData: it cannot be read, or is not what `parse` expects; names the file.
+    """
+    try:
+        return parse(read_at_most(path, MAX_STATUS_BYTES))
+    except FileNotFoundError:
+        return None
+    except CorruptData as error:
+        raise CorruptData(f"{path} is not readable: {error}") from None
 
 
 def attempt_of_environment() -> int | None:

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from lectern_common.errors import Conflict, CorruptData, NotFound
-from lectern_common.files import locked_folder, new_folder, require_locks, write_atomic
-from lectern_common.run.status import MAX_STATUS_BYTES
+from lectern_common.files import is_held, locked_folder, new_folder, require_locks, write_atomic
+from lectern_common.run.status import read_status_at
 from lectern_common.run.untrusted import json_of, read_at_most
 from lectern_common.stages.status import TaskStatus, bounded, parse_status
 
@@ -119,12 +119,7 @@ class TaskFolder:
         Raises:
             CorruptData: the file cannot be read, or is not a TaskStatus.
         """
-        try:
-            return parse_status(read_at_most(self.status_path, MAX_STATUS_BYTES))
-        except FileNotFoundError:
-            return None
-        except CorruptData as error:
-            raise CorruptData(f"{self.status_path} is not readable: {error}") from None
+        return read_status_at(self.status_path, parse_status)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Writes result.json, and before it result.md if the result has a "markdown".
@@ -179,8 +174,4 @@ class TaskFolder:
 
     def is_locked(self) -> bool:
         """Returns True while a process works on the task."""
-        try:
-            with self.locked():
-                return False
-        except Conflict:
-            return True
+        return is_held(self.locked())

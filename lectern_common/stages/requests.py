@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -9,37 +10,12 @@ from pydantic import BaseModel, ValidationError
 from lectern_common.errors import InvalidSpec
 from lectern_common.spec.refusals import problems_of
 
-
-def _evaluate() -> type[BaseModel]:
-    from lectern_common.stages.evaluate import EvaluateRequest
-
-    return EvaluateRequest
-
-
-def _export() -> type[BaseModel]:
-    from lectern_common.stages.export import ExportRequest
-
-    return ExportRequest
-
-
-def _publish() -> type[BaseModel]:
-    from lectern_common.stages.publish import PublishRequest
-
-    return PublishRequest
-
-
-def _precompute() -> type[BaseModel]:
-    from lectern_common.stages.precompute import PrecomputeRequest
-
-    return PrecomputeRequest
-
-
 # Each imports the class when it is asked for.
 REQUESTS: dict[str, Callable[[], type[BaseModel]]] = {
-    "evaluate": _evaluate,
-    "export": _export,
-    "publish": _publish,
-    "precompute": _precompute,
+    "evaluate": lambda: import_module("lectern_common.stages.evaluate").EvaluateRequest,
+    "export": lambda: import_module("lectern_common.stages.export").ExportRequest,
+    "publish": lambda: import_module("lectern_common.stages.publish").PublishRequest,
+    "precompute": lambda: import_module("lectern_common.stages.precompute").PrecomputeRequest,
 }
 STAGES = tuple(REQUESTS)
 

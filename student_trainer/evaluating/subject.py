@@ -22,6 +22,7 @@ from lectern_common.stages.evaluate import EvaluateRequest, is_address
 from lectern_common.teacher.secrets import SecretFiles
 from lectern_common.tokens.shards import TOKENIZER_NAME
 from lectern_common.tokens.tokenizer_map import TokenizerMap
+from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from lectern_models.body_and_head import split_or_why
 from lectern_models.loading import (
     dtype_name,
@@ -231,9 +232,11 @@ class Opener:
                     f"{field}: run {run.run_id} has no export, which a run has once it has "
                     "succeeded; set weights to the step of one of its checkpoints, or initial"
                 )
+            # So that a result says which export it is of, should the run be exported again.
+            facts = {"weights_sha256": weights_sha256(safetensors_files(run.export_path))}
             model = load_causal_lm(run.export_path, self._dtype(), str(self.device))
             subject = self._loaded(
-                f"run {run.run_id}", LoadedModel(model), model, run.export_path, {}
+                f"run {run.run_id}", LoadedModel(model), model, run.export_path, facts
             )
         else:
             subject = self._of_training(field, run, spec, weights)

@@ -11,7 +11,6 @@ Times are wall-clock times, for people, and may jump. Durations are measured wit
 """
 
 import math
-import os
 import threading
 import time
 from collections import deque
@@ -23,7 +22,6 @@ from lectern_common.errors import CorruptData
 from lectern_common.json_lines import finite_record, keep_lines_before
 from lectern_common.logs import get_logger
 from lectern_common.run.folder import ForkedFrom, RunFolder
-from lectern_common.run.processes import identity_of
 from lectern_common.run.status import (
     BEST_VALIDATION,
     BEST_VALIDATION_STEP,
@@ -34,12 +32,12 @@ from lectern_common.run.status import (
     VALIDATION_STEP,
     RunState,
     Status,
-    attempt_of_environment,
     bounded,
 )
 from lectern_common.spec.evaluation import OF_HARNESS
 from student_trainer.journal.activity import CHECKPOINT, STEP, Activity
-from student_trainer.journal.disk_full import Reserve, disk_full_as_error
+from student_trainer.journal.disk_full import disk_full_as_error
+from student_trainer.journal.heart import Heart
 from student_trainer.journal.sinks import (
     Metrics,
     MetricsFile,
@@ -100,10 +98,6 @@ class Recorder:
         self._folder = folder
         self._clock = clock
         self._stop = stop
-        self._heartbeat_seconds = heartbeat_seconds
-        self._pid = known_by or os.getpid()
-        self._identity = identity_of(self._pid)
-        self._attempt = attempt_of_environment()
         self._current = _Current()
         self._activity = Activity(monotonic)
         self._published: RunState | None = None
@@ -112,26 +106,20 @@ class Recorder:
         self._lock = threading.Lock()
         # Held while a status is written, to keep the order; the loop only waits for `_lock`.
         self._writing = threading.Lock()
-        self._reserve = Reserve(folder.path / ".reserve")
         self._sinks: list[QueuedSink] = []
         self._dropped_reported = 0
-        self._ended = threading.Event()
-        self._heart = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
+        self._heart = Heart(folder.path, self._publish, known_by, heartbeat_seconds)
 
     def __enter__(self) -> "Recorder":
-        self._reserve.take()
-        self._publish()
         self._heart.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._heart.join()
+        self._heart.stop()
         for sink in self._sinks:
             sink.close()
-        self._publish()
+        self._heart.end()
         self._report_dropped(more_than=self._dropped_reported)
-        self._reserve.give_up()
 
     def open_metrics(self, report_to: Sequence[str], first_step: int) -> None:
         """Starts metrics at `first_step`; removes lines of that and later steps.
@@ -320,10 +308,6 @@ class Recorder:
             self.event("metrics_dropped", lines=lines, by=dropped, message="; ".join(problems))
         return lines
 
-    def _beat(self) -> None:
-        while not self._ended.wait(self._heartbeat_seconds):
-            self._publish()
-
     def _publish(self) -> None:
         """Writes status.json, and an event if the state has changed. Never raises OSError."""
         with self._writing:
@@ -331,8 +315,8 @@ class Recorder:
                 status, changed = self._next_status()
             try:
                 if changed:
-                    self._reserve.spent_on(lambda: self._folder.write_status(status))
-                    self._reserve.spent_on(
+                    self._heart.reserve.spent_on(lambda: self._folder.write_status(status))
+                    self._heart.reserve.spent_on(
                         lambda: self._folder.append_event(
                             "state",
                             state=str(status.state),
@@ -360,10 +344,7 @@ class Recorder:
             state=state,
             since=current.since,
             heartbeat=now,
-            pid=self._pid,
-            boot_id=None if self._identity is None else self._identity.boot_id,
-            start_ticks=None if self._identity is None else self._identity.start_ticks,
-            attempt=self._attempt,
+            **self._heart.process,
             reason=current.reason,
             message=message,
             step=current.step,

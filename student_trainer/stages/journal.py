@@ -1,17 +1,15 @@
 """Writes the status of a task while its stage works: every second, and at every change of state."""
 
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 
 from lectern_common.logs import get_logger
-from lectern_common.run.processes import identity_of
-from lectern_common.run.status import HEARTBEAT_SECONDS, RunState, attempt_of_environment
+from lectern_common.run.status import RunState
 from lectern_common.stages.folder import TaskFolder
 from lectern_common.stages.status import MAX_SAID, TaskStatus
-from student_trainer.journal.disk_full import Reserve
+from student_trainer.journal.heart import Heart
 from student_trainer.stop import Stop
 
 # Over how much of the last time the rate is taken.
@@ -43,8 +41,6 @@ class TaskJournal:
         self._folder = folder
         self._stop = stop
         self._clock, self._monotonic = clock, monotonic
-        self._identity = identity_of(os.getpid())
-        self._attempt = attempt_of_environment()
         self._stage = stage
         self._state, self._since = RunState.STARTING, clock()
         self._shown: RunState | None = None
@@ -58,21 +54,15 @@ class TaskJournal:
         self._seen: deque[tuple[float, int]] = deque()  # (time, done) of the last reports
         self._lock = threading.Lock()
         self._writing = threading.Lock()  # keeps the order; `report` only waits for `_lock`
-        self._reserve = Reserve(folder.path / ".reserve")
-        self._ended = threading.Event()
-        self._heart = threading.Thread(target=self._beat, daemon=True, name="heartbeat")
+        self._heart = Heart(folder.path, self._publish)
 
     def __enter__(self) -> "TaskJournal":
-        self._reserve.take()
-        self._publish()
         self._heart.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._heart.join()
-        self._publish()
-        self._reserve.give_up()
+        self._heart.stop()
+        self._heart.end()
 
     def report(self, doing: str, done: int, of: int) -> None:
         """Is a stage's `Report`; never waits for the disk."""
@@ -102,17 +92,13 @@ class TaskJournal:
             self._state, self._reason, self._message, self._field = state, reason, message, field
         self._publish()
 
-    def _beat(self) -> None:
-        while not self._ended.wait(HEARTBEAT_SECONDS):
-            self._publish()
-
     def _publish(self) -> None:
         """Writes status.json. Never raises OSError."""
         with self._writing:
             with self._lock:
                 status = self._next_status()
             try:
-                self._reserve.spent_on(lambda: self._folder.write_status(status))
+                self._heart.reserve.spent_on(lambda: self._folder.write_status(status))
             except OSError as error:  # a full disk must not end the heartbeat
                 _log.error("status_not_written", error=str(error))
 
@@ -128,10 +114,7 @@ class TaskJournal:
             state=state,
             since=min(self._since, now),  # the clock may have jumped back
             heartbeat=now,
-            pid=os.getpid(),
-            boot_id=None if self._identity is None else self._identity.boot_id,
-            start_ticks=None if self._identity is None else self._identity.start_ticks,
-            attempt=self._attempt,
+            **self._heart.process,
             reason=self._reason,
             message=self._message,
             field=self._field,

@@ -1,7 +1,9 @@
 """A control plane over a temporary home, with trainers that a test drives by hand."""
 
 import contextlib
+import functools
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from control_plane.runs.creation import Fork
 from control_plane.runs.forking import complete, created, finish_forks, taken
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import Run
-from control_plane.runs.store import Store
+from control_plane.runs.store import DATABASE_NAME, Store
 from control_plane.trainers.conditions import Conditions
 from control_plane.trainers.devices import Devices
 from control_plane.trainers.reconciler import Reconciler
@@ -52,9 +54,20 @@ def spec(name: str = "steady", **sections: Any) -> RunSpec:
     return parse_spec(spec_body(name, **sections))
 
 
+@functools.cache
+def empty_database() -> bytes:
+    """Returns the file of a migrated database without rows: migrating takes longer than a test."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / DATABASE_NAME
+        Store.open(path).close()
+        return path.read_bytes()
+
+
 def make_home(folder: Path) -> Roots:
-    """Returns roots with one model folder, `tiny`, that has only a config."""
+    """Returns roots with a database and one model folder, `tiny`, that has only a config."""
     roots = Roots.of_home(folder)
+    roots.runs.mkdir(parents=True, exist_ok=True)
+    (roots.runs / DATABASE_NAME).write_bytes(empty_database())
     (roots.models / "tiny").mkdir(parents=True)
     (roots.models / "tiny" / "config.json").write_text('{"model_type": "qwen2", "vocab_size": 300}')
     return roots
@@ -92,7 +105,7 @@ class Bench:
     def of(cls, folder: Path, devices: Devices | None = None, grace: float = 60.0) -> "Bench":
         roots = make_home(folder)
         clock = FakeClock()
-        store = Store.open(roots.runs / "test.sqlite3")
+        store = Store.open(roots.runs / DATABASE_NAME)
         runs, commands = Runs(store), RunCommands(store, clock)
         processes = FakeProcesses(clock)
         devices = devices or Devices((), max_running=2)
@@ -184,7 +197,7 @@ def processes() -> FakeProcesses:
 def plane(tmp_path: Path, processes: FakeProcesses) -> ControlPlane:
     """A plane that is opened, not started; `client` starts and ends it."""
     plane = open_plane(make_home(tmp_path), devices=Devices((), max_running=2), processes=processes)
-    plane.tick_seconds = 0.02
+    plane.tick_seconds = 0.05
     return plane
 
 

@@ -29,6 +29,7 @@ def forget(folder: Path) -> None:
         path.unlink()
 
 
+@pytest.mark.long
 def test_a_lost_database_is_rebuilt_around_trainers_that_go_on(home):  # noqa: F811
     first = Service(home)
     lives, rests = first.create(), first.create(steps=8)

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from control_plane.__main__ import main
 from lectern_common.callers import CONTROL_PLANE_TOKEN, token_in
 from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
@@ -260,8 +261,10 @@ def test_a_trainer_that_does_not_stop_is_killed_with_its_children(home):
     assert service.end() == 0
 
 
-def test_open_streams_do_not_delay_the_exit(home):
+def test_a_second_control_plane_is_refused_and_open_streams_do_not_delay_the_exit(home, refused):
     service = Service(home)
+    said = refused("--bind", "127.0.0.1:0", "--home", str(home))
+    assert "another control plane manages" in said
     run_id = service.create()
     service.wait(run_id, "running")
     with contextlib.ExitStack() as stack:
@@ -313,42 +316,43 @@ def test_a_run_that_keeps_crashing_fails_with_its_reason(home):
 # ---- starts that are refused ---------------------------------------------------------------------
 
 
-def refused(*options: str) -> str:
-    """Returns the one sentence of a refused start."""
-    done = subprocess.run(
-        [sys.executable, "-m", "control_plane", *options],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 2, done.stderr
-    [line] = done.stderr.splitlines()
-    return line
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Returns a function that returns the one sentence of a refused start, in this process."""
+
+    def start(*options: str) -> str:
+        capsys.readouterr()
+        assert main(options) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        return line
+
+    return start
 
 
 def test_a_taken_port_is_refused(home):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        said = refused("--bind", address, "--home", str(home))
+        done = subprocess.run(
+            [sys.executable, "-m", "control_plane", "--bind", address, "--home", str(home)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 2
+    [said] = done.stderr.splitlines()
     assert said == (
         f"control_plane: cannot listen on {address}: Address already in use; choose another with "
         "--bind HOST:PORT"
     )
 
 
-def test_a_second_control_plane_over_the_same_runs_is_refused(home):
-    Service(home)
-    said = refused("--bind", "127.0.0.1:0", "--home", str(home))
-    assert "another control plane manages" in said
-
-
-def test_an_address_beyond_loopback_needs_a_token(home):
+def test_an_address_beyond_loopback_needs_a_token(home, refused):
     said = refused("--bind", "0.0.0.0:0", "--home", str(home), "--no-token")
     assert "anyone could steer the runs: remove --no-token" in said
 
 
-def test_a_port_file_that_cannot_be_written_is_refused(home):
+def test_a_port_file_that_cannot_be_written_is_refused(home, refused):
     said = refused("--bind", "127.0.0.1:0", "--home", str(home), "--port-file", str(home / "a/b"))
     assert f"there is no folder {home / 'a'}" in said
 
@@ -403,8 +407,8 @@ def test_a_token_is_made_at_the_first_start_and_kept(home):
     assert [anybody.get(path).status_code for path in ("/runs", "/healthz", "/")] == [401, 200, 200]
     anybody.headers["authorization"] = f"Bearer {tokens[1].strip()}"
     assert anybody.get(f"/runs/{run_id}").status_code == 200
-    refused = anybody.post("/runs", json=spec_body())
-    assert (refused.status_code, refused.json()["reason"]) == (403, "read_only_token")
+    told = anybody.post("/runs", json=spec_body())
+    assert (told.status_code, told.json()["reason"]) == (403, "read_only_token")
     anybody.close()
     assert service.end() == 0
     assert not any(token.strip() in (home / "control-plane.log").read_text() for token in tokens)
@@ -427,12 +431,12 @@ def test_a_token_is_made_at_the_first_start_and_kept(home):
         ),
     ],
 )
-def test_tokens_that_make_no_sense_are_refused(home, options, says):
+def test_tokens_that_make_no_sense_are_refused(home, refused, options, says):
     options = [option.format(home=home) for option in options]
     assert says in refused("--bind", "127.0.0.1:0", "--home", str(home), *options)
 
 
-def test_a_token_that_cannot_be_made_is_refused(home):
+def test_a_token_that_cannot_be_made_is_refused(home, refused):
     Roots.of_home(home).secrets.write_text("a file, where the folder should be")
     said = refused("--bind", "127.0.0.1:0", "--home", str(home))
     assert "cannot make the token" in said and "--no-token" in said

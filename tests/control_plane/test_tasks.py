@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from starlette.testclient import TestClient
 
 from control_plane.api.app import create_app
 from control_plane.plane import ControlPlane, open_plane
+from control_plane.runs.record import Wanted
+from control_plane.tasks.record import MAX_COUNTED, Task
 from control_plane.trainers.devices import Devices
 from lectern_common.run.status import RunState
 from lectern_common.stages.folder import TaskFolder
@@ -338,6 +341,88 @@ def test_a_killed_process_is_started_again_and_then_given_up(service, client):
     [alert] = [one for one in client.get("/alerts").json()["alerts"] if one["name"] == task_id]
     assert alert["kind"] == "failed"
     assert task_id in alert["message"]
+
+
+def test_a_task_that_gets_further_between_kills_is_not_given_up(service, client):
+    _, task_id = started(service, client)
+
+    def killed(**said: Any) -> dict[str, Any]:
+        service.says(task_id, RunState.RUNNING, **said)
+        service.tick(1)
+        service.process(task_id).end(-9)
+        service.tick(1)
+        task = shown(client, task_id)
+        service.tick(100)
+        service.tick(1)
+        return task
+
+    for done in range(1, 9):  # more kills in all than are allowed in a row
+        assert killed(doing="problems", done=done, of=20)["state"] == "interrupted"
+    for _ in range(4):  # fewer are done
+        assert killed(doing="problems", done=3, of=20)["state"] == "interrupted"
+    assert killed(doing="samples", done=1, of=9)["state"] == "interrupted"  # of another thing
+    for _ in range(4):
+        assert killed(doing="problems", done=8, of=20)["state"] == "interrupted"
+    task = killed(doing="samples", done=1, of=9)
+    assert (task["state"], task["reason"]) == ("failed", "crash_loop")
+    assert "ended 6 times in a row without getting further" in task["message"]
+
+
+def test_a_task_that_counts_ever_new_things_is_given_up_at_last():
+    counted = {f"thing {number}": 1 for number in range(MAX_COUNTED)}
+    task = Task(
+        *(1, "evaluate-a", None, "evaluate", {}, "cpu", None, 1.0),
+        *(Wanted.RUNNING, RunState.RUNNING, 1.0, 1),
+        restarts=3,
+        restart_progress=counted,
+    )
+    said = TaskStatus("t", "evaluate", RunState.RUNNING, 1.0, 1.0, 7, doing="another", done=5)
+    assert task.goes_so_far(said) == (3, {})
+    further = {"restart_progress": {**counted, "thing 0": 5}}
+    assert task.goes_so_far(replace(said, doing="thing 0")) == (0, further)
+    assert task.goes_so_far(None) == (3, {})
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "other"),
+    [
+        ("/runs/{run}/evaluations", SUITES, {**SUITES, "seed": 3}),
+        ("/runs/{run}/exports", {}, {"format": "gguf"}),
+        ("/runs/{run}/publications", {"to": "a/b"}, {"to": "a/c"}),
+    ],
+)
+def test_a_repeated_key_makes_no_second_task(service, client, path, body, other):
+    url = path.format(run=run_at_rest(service))
+
+    def ask(asked: dict[str, Any], key: str, where: str = url) -> Any:
+        return client.post(where, json=asked, headers={"Idempotency-Key": key})
+
+    first, again = ask(body, "k-1"), ask(body, "k-1")
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert again.json()["id"] == first.json()["id"]
+    assert again.headers["location"] == first.headers["location"]
+    refused = ask(other, "k-1")
+    assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "Idempotency-Key")
+    assert f"made task {first.json()['id']} from another body" in refused.json()["detail"]
+    assert ask(body, "k-1", path.format(run=run_at_rest(service))).status_code == 422
+    assert ask(spec_body(), "k-1", "/runs").status_code == 422
+    assert ask(body, "with space").status_code == 422
+    second = ask(body, "k-2")
+    assert second.json()["id"] != first.json()["id"]
+    assert len(client.get("/tasks").json()["tasks"]) == 2
+    client.post(f"{second.headers['location']}/stop")
+    assert client.delete(second.headers["location"]).status_code == 204
+    assert ask(body, "k-2").json()["id"] != second.json()["id"]  # the key went with the task
+
+
+def test_the_keys_of_a_deleted_runs_tasks_can_be_used_again(service, client):
+    run_id = run_at_rest(service)
+    key = {"Idempotency-Key": "of-both"}
+    made = client.post(f"/runs/{run_id}/evaluations", json=SUITES, headers=key).json()["id"]
+    client.post(f"/tasks/{made}/stop")
+    assert client.delete(f"/runs/{run_id}").status_code == 204
+    url = f"/runs/{run_at_rest(service)}/evaluations"
+    assert client.post(url, json=SUITES, headers=key).status_code == 202
 
 
 def test_an_error_that_may_heal_is_tried_again_and_another_is_not(service, client):

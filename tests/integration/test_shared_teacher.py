@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import teacher_server.__main__ as teacher_server
 from protos import teacher_pb2 as pb
 from tests.support.asking import connect, refused, request, score, stub
 from tests.support.models import write_tiny_model
@@ -121,12 +122,11 @@ def test_a_quota_and_a_weight_apply_to_the_runs_they_name(folder: Path, tmp_path
 
 
 def test_an_unusable_cache_folder_stops_the_start_with_one_message(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
     options = ["--model", str(folder), "--cache-folder", str(tmp_path / "file")]
-    with (
-        pytest.raises(RuntimeError, match="lectern teacher: cannot use the cache folder"),
-        teacher_process(tmp_path, *options),
-    ):
-        pass
+    assert teacher_server.main(["--bind", "127.0.0.1:0", *options]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    [said] = [line for line in lines if line.startswith("lectern teacher: ")]
+    assert "cannot use the cache folder" in said

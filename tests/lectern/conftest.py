@@ -107,11 +107,16 @@ say(RunState.SUCCEEDED, 3)
 """
 
 
+def write_stand_in_trainer(folder: Path) -> Path:
+    """Writes the stand-in trainer; returns the folder, to be put before the real package's."""
+    (folder / "student_trainer.py").write_text(_STUDENT_TRAINER)
+    return folder
+
+
 @pytest.fixture
 def stand_in_trainer(tmp_path_factory: pytest.TempPathFactory, monkeypatch) -> Path:
     """Puts only the stand-in trainer before the real package, for child processes."""
-    folder = tmp_path_factory.mktemp("stand-ins")
-    (folder / "student_trainer.py").write_text(_STUDENT_TRAINER)
+    folder = write_stand_in_trainer(tmp_path_factory.mktemp("stand-ins"))
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     return folder
 

@@ -1,7 +1,9 @@
 """The pages say what is there: the map is the tree, reasons are explained, links lead somewhere."""
 
+import functools
 import importlib.util
 import json
+import os
 import re
 import types
 from collections.abc import Iterator
@@ -98,14 +100,20 @@ def test_links_and_pictures_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_files_that_are_named_exist(page: Path) -> None:
     """In backticks, from the root or from within the package that is spoken of."""
-    tracked = [
-        f"/{path.relative_to(ROOT).as_posix()}"
-        for path in ROOT.rglob("*.*")
-        if not {".venv", "node_modules", ".git"} & set(path.parts)
-    ]
     for name in re.findall(r"`([\w./-]+\.(?:py|proto|yaml))`", page.read_text()):
         if "/" in name:
-            assert any(path.endswith(f"/{name}") for path in tracked), f"{page.name}: {name}"
+            assert any(path.endswith(f"/{name}") for path in files()), f"{page.name}: {name}"
+
+
+@functools.cache
+def files() -> list[str]:
+    """Returns the path of every file here from the root, after a slash."""
+    found: list[str] = []
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [name for name in folders if name not in (".venv", "node_modules", ".git")]
+        below = Path(folder).relative_to(ROOT)
+        found += [f"/{(below / name).as_posix()}" for name in names]
+    return found
 
 
 def test_the_readme_fits_two_screens() -> None:

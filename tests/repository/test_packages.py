@@ -116,6 +116,7 @@ def test_every_module_of_the_tree_is_in_the_wheel(wheel: Path) -> None:
                 assert str(path.relative_to(ROOT)) in there
 
 
+@pytest.mark.long
 def test_every_module_of_the_wheel_is_imported_from_it(wheel: Path) -> None:
     modules = sorted(
         ".".join(path.relative_to(wheel).with_suffix("").parts).removesuffix(".__init__")

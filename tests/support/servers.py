@@ -82,6 +82,19 @@ def teacher_thread(
         server.close()
 
 
+@contextlib.contextmanager
+def teacher_of(model: Path) -> Iterator[TeacherThread]:
+    """Yields a ready server of a model folder: without a process that would import torch first."""
+    from teacher_server.engine import transformers  # which imports torch
+
+    server = TeacherThread()
+    try:
+        server.open(transformers.load(str(model), transformers.EngineSettings(device="cpu")))
+        yield server
+    finally:
+        server.close()
+
+
 class TeacherProcess:
     """`python -m teacher_server` with these options, on a free port; ready when made."""
 

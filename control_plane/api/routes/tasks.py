@@ -1,16 +1,19 @@
 """Routes that create, list, show, stop, resume and delete tasks."""
 
 import asyncio
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from control_plane.api.openapi import TASK_BODIES
 from control_plane.api.problems import ACCEPTED, NOT_FOUND, PROBLEM
-from control_plane.api.requests import Plane, RunId, json_body, json_object
+from control_plane.api.requests import Plane, RunId, checked_key, json_body, json_object
 from control_plane.plane import ControlPlane
 from control_plane.reading.logs.tail import tail
 from control_plane.tasks.keeping import delete_task
@@ -37,65 +40,108 @@ _CONFLICT: dict[int | str, dict[str, Any]] = {
     409: {**PROBLEM, "description": "The task's state does not allow it; `detail` says why"},
 }
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+
 router = APIRouter()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request for a new task."""
+
+    plane: ControlPlane
+    response: Response
+    body: dict[str, Any]
+    key: str | None
+
+    async def task(self, stage: str, run_id: str | None) -> TaskView:
+        """Checks the fields of the request, all but the run, and queues the task."""
+        asked = self.body
+        subject = SUBJECTS.get(stage)
+        if subject is not None:
+            for name in (subject, "stage"):
+                if name in asked:
+                    raise InvalidSpec([(name, "is what the path says; leave it out")])
+            asked = {**asked, subject: run_id}
+        request = await asyncio.to_thread(parse_request, stage, asked)
+        if isinstance(request, EvaluateRequest):
+            require_harmless(request)
+        device = getattr(request, "device", "cpu")
+        if device == "cuda" and not self.plane.devices.cuda:
+            why = "there is no CUDA device on this machine; set auto or cpu"
+            raise InvalidSpec([("device", why)])
+        values = request.model_dump(mode="json", exclude={"stage"})
+        same = json.dumps([stage, run_id, values], sort_keys=True)
+
+        def create() -> Task:
+            return self.plane.task_commands.create(
+                stage,
+                values,
+                run_id,
+                device=device,
+                key=self.key,
+                request_sha256=hashlib.sha256(same.encode()).hexdigest(),
+            )
+
+        task = await asyncio.to_thread(create)
+        self.response.headers["Location"] = f"/tasks/{task.id}"
+        return task_view(task, self.plane.clock())
+
+
+async def _asked(
+    request: Request,
+    response: Response,
+    plane: Plane,
+    idempotency_key: Annotated[
+        str | None,
+        Header(description="Repeating a request with the same key and body makes no second task."),
+    ] = None,
+) -> _Asked:
+    key = checked_key(idempotency_key)
+    return _Asked(plane, response, await json_object(request), key)
+
+
+Asked = Annotated[_Asked, Depends(_asked)]
 
 
 def _body(stage: str) -> dict[str, Any]:
     return json_body({"$ref": f"#/components/schemas/{TASK_BODIES[stage]}"}, required=True)
 
 
-@router.post(
-    "/runs/{run_id}/evaluations",
-    status_code=202,
-    response_model=TaskView,
-    responses={**NOT_FOUND, **ACCEPTED},
-    openapi_extra=_body("evaluate"),
-)
-async def create_evaluation(
-    request: Request, response: Response, plane: Plane, run_id: RunId
-) -> TaskView:
+def _creates(path: str, stage: str) -> Callable[[_F], _F]:
+    """Returns the decorator of a route that queues a task of this stage."""
+    missing = NOT_FOUND if stage in SUBJECTS else {}
+    return router.post(
+        path,
+        status_code=202,
+        response_model=TaskView,
+        responses={**missing, **ACCEPTED},
+        openapi_extra=_body(stage),
+    )
+
+
+@_creates("/runs/{run_id}/evaluations", "evaluate")
+async def create_evaluation(asked: Asked, run_id: RunId) -> TaskView:
     """Queues an evaluation of a run: of its export, or of a checkpoint."""
-    return await _created(plane, response, "evaluate", await json_object(request), run_id)
+    return await asked.task("evaluate", run_id)
 
 
-@router.post(
-    "/runs/{run_id}/exports",
-    status_code=202,
-    response_model=TaskView,
-    responses={**NOT_FOUND, **ACCEPTED},
-    openapi_extra=_body("export"),
-)
-async def create_export(
-    request: Request, response: Response, plane: Plane, run_id: RunId
-) -> TaskView:
+@_creates("/runs/{run_id}/exports", "export")
+async def create_export(asked: Asked, run_id: RunId) -> TaskView:
     """Queues an export of a run's student, in a format for other programs."""
-    return await _created(plane, response, "export", await json_object(request), run_id)
+    return await asked.task("export", run_id)
 
 
-@router.post(
-    "/runs/{run_id}/publications",
-    status_code=202,
-    response_model=TaskView,
-    responses={**NOT_FOUND, **ACCEPTED},
-    openapi_extra=_body("publish"),
-)
-async def create_publication(
-    request: Request, response: Response, plane: Plane, run_id: RunId
-) -> TaskView:
+@_creates("/runs/{run_id}/publications", "publish")
+async def create_publication(asked: Asked, run_id: RunId) -> TaskView:
     """Queues the plan of a model repository of a run's student, or its upload."""
-    return await _created(plane, response, "publish", await json_object(request), run_id)
+    return await asked.task("publish", run_id)
 
 
-@router.post(
-    "/records",
-    status_code=202,
-    response_model=TaskView,
-    responses=ACCEPTED,
-    openapi_extra=_body("precompute"),
-)
-async def create_record(request: Request, response: Response, plane: Plane) -> TaskView:
+@_creates("/records", "precompute")
+async def create_record(asked: Asked) -> TaskView:
     """Queues a recording: the teacher of a spec, run once over its data."""
-    return await _created(plane, response, "precompute", await json_object(request), None)
+    return await asked.task("precompute", None)
 
 
 @router.get("/runs/{run_id}/tasks", response_model=TasksView, responses=NOT_FOUND)
@@ -175,38 +221,6 @@ def resume_task(plane: Plane, task_id: TaskId) -> TaskView:
 def remove_task(plane: Plane, task_id: TaskId) -> None:
     """Deletes a task at rest with its folder: result, log and what it has kept."""
     delete_task(plane.task_commands, plane.tasks.get(task_id), plane.roots.runs)
-
-
-async def _created(
-    plane: ControlPlane,
-    response: Response,
-    stage: str,
-    body: Mapping[str, Any],
-    run_id: str | None,
-) -> TaskView:
-    """Checks the fields of a request, all but the run, and queues the task."""
-    asked = dict(body)
-    subject = SUBJECTS.get(stage)
-    if subject is not None:
-        for name in (subject, "stage"):
-            if name in asked:
-                raise InvalidSpec([(name, "is what the path says; leave it out")])
-        asked[subject] = run_id
-    request = await asyncio.to_thread(parse_request, stage, asked)
-    if isinstance(request, EvaluateRequest):
-        require_harmless(request)
-    device = getattr(request, "device", "cpu")
-    if device == "cuda" and not plane.devices.cuda:
-        why = "there is no CUDA device on this machine; set auto or cpu"
-        raise InvalidSpec([("device", why)])
-
-    def create() -> Task:
-        values = request.model_dump(mode="json", exclude={"stage"})
-        return plane.task_commands.create(stage, values, run_id, device=device)
-
-    task = await asyncio.to_thread(create)
-    response.headers["Location"] = f"/tasks/{task.id}"
-    return task_view(task, plane.clock())
 
 
 def _page(plane: ControlPlane, limit: int, **conditions: Any) -> TasksView:

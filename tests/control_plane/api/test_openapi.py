@@ -170,7 +170,7 @@ def in_process(tmp_path, monkeypatch) -> Iterator[Any]:
 
 
 def test_answers_keep_to_the_document(in_process):
-    made = keeps_its_word(in_process, 10)
+    made = keeps_its_word(in_process, 5)
     assert len(made) == len(list(operations())) - 1
 
 

@@ -57,7 +57,13 @@ with TestClient(create_app(plane), base_url="http://127.0.0.1") as client:
 
 
 @pytest.mark.parametrize(
-    ("moment", "left"), [("1", 0), (str(RUNS // 2), 0), (str(RUNS), 0), ("committed", RUNS)]
+    ("moment", "left"),
+    [
+        pytest.param("1", 0, marks=pytest.mark.long),
+        pytest.param(str(RUNS // 2), 0, marks=pytest.mark.long),
+        (str(RUNS), 0),
+        ("committed", RUNS),
+    ],
 )
 def test_a_kill_leaves_all_runs_or_none(tmp_path: Path, moment: str, left: int) -> None:
     make_home(tmp_path)

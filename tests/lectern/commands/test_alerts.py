@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import control_plane.__main__ as control_plane
 from lectern.client import Client
 from lectern.local.processes import Child, wait_until
 from tests.lectern.commands.runs.test_runs import FAILS, SUCCEEDS, write_spec
@@ -51,9 +52,13 @@ def home(tmp_path, stand_in_trainer, monkeypatch):
 @pytest.fixture
 def receiver(home) -> Iterator[Webhook]:
     with webhook(f"/services/{TOKEN}") as receiver:
-        (home / "secrets").mkdir(exist_ok=True)
-        (home / "secrets" / "alerts").write_text(f"{receiver.url}\n{SECRET}\n")
+        write_secret(home, f"{receiver.url}\n{SECRET}\n")
         yield receiver
+
+
+def write_secret(home: Path, text: str) -> None:
+    (home / "secrets").mkdir(exist_ok=True)
+    (home / "secrets" / "alerts").write_text(text)
 
 
 WITH_WEBHOOK = ("--alert-webhook-file", "alerts")
@@ -66,7 +71,7 @@ def ends(lectern, home: Path, url: str, how: int) -> str:
     )
 
 
-def test_alerts_are_shown_and_delivered(lectern, home, receiver):
+def test_alerts_are_shown_and_delivered_and_a_test_says_what_was_answered(lectern, home, receiver):
     with serving(home, *WITH_WEBHOOK) as (url, _):
         assert "no alerts yet" in lectern("alerts", "--url", url).err
         finished = ends(lectern, home, url, SUCCEEDS)
@@ -85,6 +90,15 @@ def test_alerts_are_shown_and_delivered(lectern, home, receiver):
             assert wait_until(
                 lambda: all(alert.delivered_at for alert in service.alerts()), DEADLINE_SECONDS
             )
+
+        done = lectern("alerts", "test", "--url", url)
+        assert (done.code, done.out.split(":")[0]) == (0, "delivered")
+        receiver.usual = 403
+        done = lectern("alerts", "test", "--url", url)
+        assert done.code == 1
+        assert "not delivered: http://127.0.0.1" in done.err and "403 Forbidden" in done.err
+        done = lectern("alerts", "test", "--json", "--url", url)
+        assert (done.code, json.loads(done.out)["delivered"]) == (1, False)
     log = (home / "control-plane.log").read_text()
     assert "alert delivered" in log and TOKEN not in log and SECRET not in log
 
@@ -108,27 +122,11 @@ def test_a_control_plane_that_is_killed_delivers_after_its_restart(lectern, home
     assert first.headers["lectern-delivery"] == second.headers["lectern-delivery"]
 
 
-def test_the_test_says_what_the_receiver_answered(lectern, home, receiver):
-    with serving(home, *WITH_WEBHOOK) as (url, _):
-        done = lectern("alerts", "test", "--url", url)
-        assert (done.code, done.out.split(":")[0]) == (0, "delivered")
-        receiver.usual = 403
-        done = lectern("alerts", "test", "--url", url)
-        assert done.code == 1
-        assert "not delivered: http://127.0.0.1" in done.err and "403 Forbidden" in done.err
-        done = lectern("alerts", "test", "--json", "--url", url)
-        assert (done.code, json.loads(done.out)["delivered"]) == (1, False)
-
-
-def test_without_a_webhook_the_test_says_what_to_set(lectern, home):
+def test_without_a_webhook_the_test_says_what_to_set_and_new_alerts_follow(lectern, home):
     with serving(home) as (url, _):
         done = lectern("alerts", "test", "--url", url)
-    assert done.code == 4
-    assert "--alert-webhook-file" in done.err
-
-
-def test_new_alerts_follow(lectern, home):
-    with serving(home) as (url, _):
+        assert done.code == 4
+        assert "--alert-webhook-file" in done.err
         words = ["alerts", "--follow", "--json", "--url", url]
         with subprocess.Popen(
             [sys.executable, "-m", "lectern", *words], stdout=subprocess.PIPE, text=True
@@ -141,13 +139,11 @@ def test_new_alerts_follow(lectern, home):
 
 
 @pytest.mark.parametrize("text", ["", "no url", f"https://h/{TOKEN}\nshort"])
-def test_a_file_of_another_form_stops_the_start(lectern: Callable, home, text):
-    (home / "secrets").mkdir()
-    (home / "secrets" / "alerts").write_text(text)
-    command = [sys.executable, "-m", "control_plane", "--home", str(home), "--bind", "127.0.0.1:0"]
-    done = subprocess.run([*command, *WITH_WEBHOOK], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert "--alert-webhook-file alerts" in done.stderr and TOKEN not in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_file_of_another_form_stops_the_start(lectern: Callable, capsys, home, text):
+    write_secret(home, text)
+    words = ["--home", str(home), "--bind", "127.0.0.1:0", *WITH_WEBHOOK]
+    assert control_plane.main(words) == 2
+    said = capsys.readouterr().err
+    assert "--alert-webhook-file alerts" in said and TOKEN not in said
     up = lectern("up", "--engine", "fixture", *WITH_WEBHOOK)
     assert (up.code, "--alert-webhook-file alerts" in up.err) == (2, True)

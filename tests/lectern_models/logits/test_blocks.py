@@ -68,7 +68,13 @@ def differing() -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("kernels", [None, "COMPATIBLE", "AVX2", "SSE4_2"])
+@pytest.mark.parametrize(
+    "kernels",
+    [
+        *(None, "COMPATIBLE"),
+        *(pytest.param(other, marks=pytest.mark.long) for other in ("AVX2", "SSE4_2")),
+    ],
+)
 def test_rows_are_byte_equal_whichever_positions_are_asked(kernels: str | None) -> None:
     chosen = {} if kernels is None else {"MKL_CBWR": kernels}
     done = subprocess.run(

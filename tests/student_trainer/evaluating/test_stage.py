@@ -16,6 +16,7 @@ from lectern_common.errors import (
 )
 from lectern_common.roots import Roots
 from lectern_common.stages.requests import parse_request
+from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from lectern_models.loading import load_causal_lm
 from student_trainer.evaluating.stage import evaluate
 from student_trainer.evaluating.texts import windows
@@ -227,6 +228,9 @@ def test_the_perplexity_of_a_run_is_its_validation_loss(run, tmp_path, weights, 
     assert loss == pytest.approx(curve(folder, "loss/val")[place], abs=1e-6)
     assert found["model"]["run"] == "taught"
     assert found["model"]["weights"] == (weights or "export")
+    export = home.roots.runs / "taught" / "export"
+    digest = weights_sha256(safetensors_files(export)) if weights is None else None
+    assert found["model"].get("weights_sha256") == digest
 
 
 def test_a_step_without_a_checkpoint_is_refused_with_those_there_are(run, tmp_path):

@@ -24,7 +24,7 @@ from tests.student_trainer.record.test_recorded_runs import (
     online,
 )
 from tests.support.models import write_tiny_model
-from tests.support.servers import TeacherProcess, teacher_process
+from tests.support.servers import TeacherThread, teacher_of
 from tests.support.training.runs import VOCAB_SIZE, Home, curve, events_of, status_of, trained
 
 # Rows of the dataset `text` with a tenth held out: 224 of 4 a step are seen in 56 steps.
@@ -41,10 +41,10 @@ KINDS: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TeacherProcess]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TeacherThread]:
     folder = tmp_path_factory.mktemp("served")
     model = write_tiny_model(folder / "teacher", vocab_size=VOCAB_SIZE, hidden=32, seed=1)
-    with teacher_process(folder, "--model", str(model), "--threads", "1") as teacher:
+    with teacher_of(model) as teacher:
         yield teacher
 
 
@@ -53,7 +53,7 @@ def home(tmp_path: Path) -> Home:
     return Home(tmp_path)
 
 
-def keeping(served: TeacherProcess, name: str = "kept", **teacher: Any) -> dict[str, Any]:
+def keeping(served: TeacherThread, name: str = "kept", **teacher: Any) -> dict[str, Any]:
     return online(served, record_to=name, **teacher)
 
 

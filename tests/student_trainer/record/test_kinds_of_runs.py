@@ -18,7 +18,7 @@ from tests.student_trainer.record.test_recorded_runs import (
 )
 from tests.student_trainer.test_main import process
 from tests.support.models import write_tiny_model
-from tests.support.servers import TeacherProcess, teacher_process
+from tests.support.servers import TeacherThread, teacher_of
 from tests.support.training.runs import VOCAB_SIZE, Home, curve, events_of, status_of, trained
 from tests.support.training.shards import write_shards
 
@@ -36,9 +36,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TeacherProcess]:
-    folder = tmp_path_factory.mktemp("first")
-    with teacher_process(folder, "--model", str(model), "--threads", "1") as teacher:
+def served(model: Path) -> Iterator[TeacherThread]:
+    with teacher_of(model) as teacher:
         yield teacher
 
 
@@ -47,7 +46,7 @@ def home(tmp_path: Path) -> Home:
     return Home(tmp_path)
 
 
-def same_from_a_record(home: Home, served: TeacherProcess, **sections: Any) -> None:
+def same_from_a_record(home: Home, served: TeacherThread, **sections: Any) -> None:
     """Requires that the run from a record, and from what the run kept, is the run online."""
     kept = home.run(**sections, **online(served, record_to="kept"))
     assert trained(home, kept) == 0, status_of(kept).message
@@ -63,7 +62,7 @@ def same_from_a_record(home: Home, served: TeacherProcess, **sections: Any) -> N
 @pytest.mark.long
 def test_two_replicas_make_the_record_of_one(home, served, model, tmp_path):
     made(home, home.spec("recording", **online(served)), "one")
-    with teacher_process(tmp_path, "--model", str(model), "--threads", "1") as second:
+    with teacher_of(model) as second:
         both = f"{served.address},{second.address}"
         spec = home.spec("recording", objective={"alpha": 0.2}, teacher={"address": both})
         made(home, spec, "two")
@@ -130,7 +129,7 @@ def test_samples_of_a_run_from_a_record_have_no_text_of_its_teacher(home, served
         "data": {"path": "bytes"},
         "evaluation": {"every_steps": 3, "prompts": ["def add("], "prompt_tokens": 4},
     }
-    with teacher_process(home.path, "--model", str(teacher), "--threads", "1") as other:
+    with teacher_of(teacher) as other:
         made(home, home.spec("recording", **sections, **online(other)))
     folder = home.run(**sections, **from_record())
     assert trained(home, folder) == 0, status_of(folder).message

@@ -24,7 +24,7 @@ from student_trainer.teacher.recorded import RecordedTeacher
 from student_trainer.teacher.remote import connect_teacher
 from tests.student_trainer.record.test_recorded_runs import made, online, rewritten
 from tests.support.models import write_tiny_model
-from tests.support.servers import TeacherProcess, teacher_process
+from tests.support.servers import TeacherThread, teacher_of
 from tests.support.training.runs import VOCAB_SIZE, Home
 
 TOP_FIVE: dict[str, Any] = {"representation": "top_k", "top_k": 5}
@@ -33,10 +33,10 @@ KINDS = [{}, TOP_FIVE, {"representation": "sampled", "num_draws": 9}]
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TeacherProcess]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TeacherThread]:
     folder = tmp_path_factory.mktemp("served")
     model = write_tiny_model(folder / "teacher", vocab_size=VOCAB_SIZE, hidden=32, seed=1)
-    with teacher_process(folder, "--model", str(model), "--threads", "1") as teacher:
+    with teacher_of(model) as teacher:
         yield teacher
 
 
@@ -45,7 +45,7 @@ def home(tmp_path: Path) -> Home:
     return Home(tmp_path)
 
 
-def recorded(home: Home, served: TeacherProcess, teacher: dict[str, Any]) -> Path:
+def recorded(home: Home, served: TeacherThread, teacher: dict[str, Any]) -> Path:
     made(home, home.spec("recording", **online(served, **teacher)))
     return home.roots.data / "answers"
 
@@ -141,7 +141,7 @@ def test_the_tokenizer_of_the_record_is_that_of_its_teacher(home, served, tmp_pa
     model = write_tiny_model(tmp_path / "teacher", vocab_size=300, hidden=32, tokenizer=True)
     home.model("words", vocab_size=300, tokenizer=True)
     home.tokenized()
-    with teacher_process(tmp_path, "--model", str(model), "--threads", "1") as teacher:
+    with teacher_of(model) as teacher:
         spec = home.spec(
             "recording", student={"config": "words"}, data={"path": "bytes"}, **online(teacher)
         )

@@ -26,7 +26,7 @@ from student_trainer.targets import HiddenTargets, SampledTargets
 from student_trainer.teacher.recorded import RecordedTeacher
 from student_trainer.teacher.remote import connect_teacher
 from tests.support.models import write_tiny_model
-from tests.support.servers import TeacherProcess, teacher_process
+from tests.support.servers import TeacherThread, teacher_of
 from tests.support.training.runs import VOCAB_SIZE, Home, curve, status_of, trained
 from tests.support.training.shards import write_shards
 
@@ -34,10 +34,10 @@ AT_TWO = {"alpha": 0.2, "temperature": 2}
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TeacherProcess]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TeacherThread]:
     folder = tmp_path_factory.mktemp("served")
     model = write_tiny_model(folder / "teacher", vocab_size=VOCAB_SIZE, hidden=32, seed=1)
-    with teacher_process(folder, "--model", str(model), "--threads", "1") as teacher:
+    with teacher_of(model) as teacher:
         yield teacher
 
 
@@ -46,7 +46,7 @@ def home(tmp_path: Path) -> Home:
     return Home(tmp_path)
 
 
-def online(served: TeacherProcess, **teacher: Any) -> dict[str, Any]:
+def online(served: TeacherThread, **teacher: Any) -> dict[str, Any]:
     return {"objective": AT_TWO, "teacher": {"address": served.address, **teacher}}
 
 
@@ -403,7 +403,7 @@ def test_the_record_of_another_teacher_does_not_continue_a_run(home, served, tmp
     run = home.run(**from_record())
     assert trained(home, run) == 0
     other = write_tiny_model(tmp_path / "other", vocab_size=VOCAB_SIZE, hidden=32, seed=2)
-    with teacher_process(tmp_path, "--model", str(other), "--threads", "1") as teacher:
+    with teacher_of(other) as teacher:
         recorded(home, "others", **online(teacher))
     (home.roots.data / "answers").rename(home.roots.data / "away")
     (home.roots.data / "others").rename(home.roots.data / "answers")

@@ -143,7 +143,7 @@ def test_a_server_process_answers_with_the_models_own_logits(
 
 
 @pytest.mark.parametrize(
-    "form", ["gguf", *(pytest.param(other, marks=pytest.mark.long) for other in ("int8", "int4"))]
+    "form", [pytest.param(one, marks=pytest.mark.long) for one in ("gguf", "int8", "int4")]
 )
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
 def test_a_server_process_serves_a_quantised_model(tmp_path: Path, form: str) -> None:

@@ -15,7 +15,7 @@ from control_plane.runs.keeping.deletion import delete_run, finish_deletions
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import Run, Wanted
 from control_plane.runs.search import Search
-from control_plane.runs.store import Store
+from control_plane.runs.store import DATABASE_NAME, Store
 from control_plane.trainers.launcher import Launcher
 from control_plane.trainers.reconciler import Reconciler
 from lectern_common.run.folder import RunFolder
@@ -30,13 +30,13 @@ from tests.control_plane.conftest import Bench, spec
 def lose_database(bench: Bench) -> None:
     """Leaves the bench with an empty database, beside the same folders and trainers."""
     bench.store.close()
-    for path in bench.roots.runs.glob("test.sqlite3*"):
+    for path in bench.roots.runs.glob(f"{DATABASE_NAME}*"):
         path.unlink()
     reopen(bench)
 
 
 def reopen(bench: Bench) -> None:
-    bench.store = Store.open(bench.roots.runs / "test.sqlite3")
+    bench.store = Store.open(bench.roots.runs / DATABASE_NAME)
     bench.runs = Runs(bench.store)
     bench.commands = RunCommands(bench.store, bench.clock)
     bench.restart()
@@ -252,7 +252,7 @@ class Restored:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
-        self.backups = Backups(bench.roots.runs / "test.sqlite3", bench.roots.backups)
+        self.backups = Backups(bench.roots.runs / DATABASE_NAME, bench.roots.backups)
 
     def back_up(self) -> None:
         self.copy = self.backups.make(Kind.PERIOD)
@@ -260,7 +260,7 @@ class Restored:
     def restore(self) -> None:
         assert self.copy is not None
         self.bench.store.close()
-        for path in self.bench.roots.runs.glob("test.sqlite3*"):
+        for path in self.bench.roots.runs.glob(f"{DATABASE_NAME}*"):
             path.unlink()
         shutil.copyfile(self.copy, self.backups.database)
         reopen(self.bench)
@@ -431,6 +431,7 @@ def test_a_row_that_is_up_to_date_is_not_changed(bench):
 def test_unknown_folders_are_mentioned_once_at_the_start(bench, capsys):
     run = ended(bench, "stopped")
     bench.store.close()
+    (bench.roots.runs / DATABASE_NAME).unlink()
     capsys.readouterr()
     plane = open_plane(bench.roots, devices=bench.devices, processes=bench.processes)
     plane.close()

@@ -6,8 +6,9 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,15 +72,13 @@ def plane(tmp_path, stand_in_trainer, monkeypatch) -> Iterator[Plane]:
         plane.child.stop(DEADLINE_SECONDS)
 
 
-@pytest.fixture
-def runs(lectern, plane) -> Callable:
-    return lambda *words: lectern("runs", *words, "--url", plane.url)
-
-
 @pytest.mark.long
 def test_a_followed_log_outlives_a_killed_control_plane_and_ends_with_the_run(
-    runs, plane, tmp_path
+    lectern, plane, tmp_path
 ):
+    def runs(*words: object) -> Any:
+        return lectern("runs", *words, "--url", plane.url)
+
     run_id = runs("create", write_spec(tmp_path, GOES_ON)).out.strip()
     path = tmp_path / "runs" / run_id / "trainer.log"
     with Client(plane.url) as service:
@@ -167,9 +166,9 @@ def test_labels_that_cannot_be_set_are_refused(runs, tmp_path):
         assert said in " ".join(refused.err.replace("\u2502", " ").split())
 
 
-def test_the_history_says_who_asked(runs, plane, tmp_path):
+def test_the_history_says_who_asked(runs, url, tmp_path):
     run_id = runs("create", write_spec(tmp_path, GOES_ON)).out.strip()
-    with Client(plane.url) as service:
+    with Client(url) as service:
         at_work = lambda: service.get_run(run_id).state is RunState.RUNNING  # noqa: E731
         assert wait_until(at_work, DEADLINE_SECONDS)
     runs("stop", run_id, "--wait")

@@ -1,49 +1,18 @@
 """`lectern runs` against a real control plane whose trainers are stand-ins."""
 
-import json
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lectern.client import Client
-from lectern.local.processes import Child, wait_until
+from lectern.local.processes import wait_until
 from lectern_common.json_lines import append_json_line
 from lectern_common.run.checkpoint_files import manifest_of, write_json
 from lectern_common.run.status import RunState
 
 DEADLINE_SECONDS = 30.0
 SUCCEEDS, FAILS, GOES_ON = range(3)
-
-
-@pytest.fixture
-def url(tmp_path, stand_in_trainer, monkeypatch) -> Iterator[str]:
-    """The address of a control plane with the home `tmp_path`, where commands find its token."""
-    monkeypatch.setenv("LECTERN_HOME", str(tmp_path))
-    (tmp_path / "models/tiny").mkdir(parents=True)
-    (tmp_path / "models/tiny/config.json").write_text(json.dumps({"vocab_size": 8}))
-    port_file = tmp_path / "port"
-    options = ["--bind", "127.0.0.1:0", "--port-file", str(port_file), "--on-exit", "stop"]
-    child = Child(
-        "control plane",
-        [sys.executable, "-m", "control_plane", *options, "--home", str(tmp_path)],
-        tmp_path / "control-plane.log",
-        {},
-    )
-    try:
-        assert wait_until(lambda: port_file.exists() or not child.is_alive, DEADLINE_SECONDS)
-        assert child.is_alive, child.tail()
-        yield f"http://{port_file.read_text().strip()}"
-    finally:
-        child.stop(DEADLINE_SECONDS)
-
-
-@pytest.fixture
-def runs(lectern, url) -> Callable:
-    """Returns a function that runs `lectern runs ...` against the control plane."""
-    return lambda *words: lectern("runs", *words, "--url", url)
 
 
 def write_spec(folder: Path, how: int, extra: str = "") -> Path:
@@ -55,12 +24,12 @@ def write_spec(folder: Path, how: int, extra: str = "") -> Path:
     return path
 
 
-def test_a_run_is_created_watched_listed_and_shown(runs, tmp_path):
-    created = runs("create", write_spec(tmp_path, SUCCEEDS), "--watch")
+def test_a_run_is_created_watched_listed_and_shown(runs, home):
+    created = runs("create", write_spec(home, SUCCEEDS), "--watch")
     run_id = created.out.split()[0]
     assert created.code == 0, created
     assert f"{run_id}  succeeded  step 3/3  loss/total 1.0000" in created.out
-    export = tmp_path / "runs" / run_id / "export"
+    export = home / "runs" / run_id / "export"
     said = f"{run_id}: the trained student is in {export}\n"
     assert export.is_dir() and created.err == said
     assert runs("watch", run_id).err == said
@@ -78,29 +47,29 @@ def test_a_run_is_created_watched_listed_and_shown(runs, tmp_path):
     assert runs("logs", run_id, "--tail", "1", "--json").json["run_id"] == run_id
 
 
-def test_a_run_is_deleted_once_it_is_at_rest(runs, tmp_path):
-    run_id = runs("create", write_spec(tmp_path, SUCCEEDS), "--watch").out.split()[0]
+def test_a_run_is_deleted_once_it_is_at_rest(runs, home):
+    run_id = runs("create", write_spec(home, SUCCEEDS), "--watch").out.split()[0]
     asked = runs("delete", run_id)
     assert (asked.code, "--yes" in asked.err) == (2, True)
-    assert (tmp_path / "runs" / run_id).is_dir()
+    assert (home / "runs" / run_id).is_dir()
     ended = runs("delete", run_id, "no-such-run", "--yes")
     assert (ended.code, ended.out) == (3, f"{run_id}  deleted\n")
     assert "no run no-such-run" in ended.err
-    assert not (tmp_path / "runs" / run_id).exists()
+    assert not (home / "runs" / run_id).exists()
     assert runs("list", "--json").json == []
 
-    going = runs("create", write_spec(tmp_path, GOES_ON)).out.strip()
+    going = runs("create", write_spec(home, GOES_ON)).out.strip()
     refused = runs("delete", going, "--yes")
     assert (refused.code, refused.out) == (4, "")
     assert f"stop it first (`lectern runs stop {going}`)" in refused.err
 
 
-def test_samples_are_printed_side_by_side_without_escape_sequences(runs, tmp_path):
-    run_id = runs("create", write_spec(tmp_path, SUCCEEDS), "--watch").out.split()[0]
+def test_samples_are_printed_side_by_side_without_escape_sequences(runs, home):
+    run_id = runs("create", write_spec(home, SUCCEEDS), "--watch").out.split()[0]
     assert runs("samples", run_id).err.startswith("no samples")
     sample = {"step": 3, "prompt": "def", "student": " add(\x1b[31m\n  one", "teacher": None}
-    append_json_line(tmp_path / "runs" / run_id / "samples.jsonl", sample)
-    append_json_line(tmp_path / "runs" / run_id / "samples.jsonl", {**sample, "teacher": " sum"})
+    append_json_line(home / "runs" / run_id / "samples.jsonl", sample)
+    append_json_line(home / "runs" / run_id / "samples.jsonl", {**sample, "teacher": " sum"})
     both = runs("samples", run_id, "--json").json["samples"]
     assert both == [{**sample, "teacher": " sum"}] * 2  # a teacher's answer is the same each time
     shown = runs("samples", run_id, "--limit", "1").out.splitlines()
@@ -113,16 +82,16 @@ def test_samples_are_printed_side_by_side_without_escape_sequences(runs, tmp_pat
     ]
 
 
-def test_tokens_that_do_not_serve_say_what_is_wrong_with_them(runs, tmp_path, monkeypatch):
+def test_tokens_that_do_not_serve_say_what_is_wrong_with_them(runs, home, monkeypatch):
     monkeypatch.setenv("LECTERN_TOKEN", "wrong")
     wrong = runs("list")
     assert (wrong.code, wrong.err.split(":")[1]) == (5, " the bearer token is wrong")
     assert "the right one lies in secrets/control-plane" in wrong.err
 
-    read = (tmp_path / "secrets/control-plane-read").read_text().strip()
+    read = (home / "secrets/control-plane-read").read_text().strip()
     monkeypatch.setenv("LECTERN_TOKEN", read)
     assert runs("list").code == 0
-    for words in (("create", write_spec(tmp_path, SUCCEEDS)), ("stop", "a-1")):
+    for words in (("create", write_spec(home, SUCCEEDS)), ("stop", "a-1")):
         refused = runs(*words)
         assert (refused.code, refused.err) == (
             5,
@@ -182,10 +151,10 @@ def write_checkpoint(folder: Path, spec: dict[str, Any], step: int = 2) -> None:
     write_json(path / "manifest.json", manifest_of(path))
 
 
-def test_a_run_is_forked_from_a_checkpoint(runs, tmp_path):
-    run_id = runs("create", write_spec(tmp_path, SUCCEEDS), "--watch").out.split()[0]
+def test_a_run_is_forked_from_a_checkpoint(runs, home):
+    run_id = runs("create", write_spec(home, SUCCEEDS), "--watch").out.split()[0]
     assert runs("fork", run_id).code == 4  # it has no checkpoint
-    write_checkpoint(tmp_path / "runs" / run_id, runs("show", run_id, "--json").json["spec"])
+    write_checkpoint(home / "runs" / run_id, runs("show", run_id, "--json").json["spec"])
     words = ("--set", "optimizer.learning_rate=1e-3", "--set", "schedule.steps=9")
     forked = runs("fork", run_id, "--checkpoint", "2", *words, "--json").json
     assert forked["name"] == "run-fork"
@@ -206,21 +175,21 @@ def test_a_run_is_forked_from_a_checkpoint(runs, tmp_path):
     assert runs("fork", "nothing").code == 3
 
 
-def test_an_impossible_run_is_refused_and_leaves_nothing(runs, tmp_path):
+def test_an_impossible_run_is_refused_and_leaves_nothing(runs, home):
     for extra, words in (
         ("teachr: {}\n", "teachr: unknown field; did you mean teacher?"),
         ("optimizer: {weight_decay: -1}\n", "optimizer.weight_decay: "),
     ):
-        ended = runs("create", write_spec(tmp_path, SUCCEEDS, extra))
+        ended = runs("create", write_spec(home, SUCCEEDS, extra))
         assert ended.code == 2 and words in ended.err and ended.err.count("\n") == 1
 
-    spec = write_spec(tmp_path, SUCCEEDS)
+    spec = write_spec(home, SUCCEEDS)
     spec.write_text(spec.read_text().replace("kind: synthetic", "path: nowhere"))
     missing = runs("create", spec)
     assert missing.code == 2
     assert missing.err.startswith("error: data.path: no dataset 'nowhere'")
 
-    spec = write_spec(tmp_path, SUCCEEDS)
+    spec = write_spec(home, SUCCEEDS)
     spec.write_text(
         spec.read_text().replace("objective: {alpha: 1}", "teacher: {address: 127.0.0.1:1}")
     )
@@ -230,7 +199,7 @@ def test_an_impossible_run_is_refused_and_leaves_nothing(runs, tmp_path):
     assert down.err.count("\n") == 1
 
     assert runs("list", "--json").json == []
-    assert [path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()] == []
+    assert [path.name for path in (home / "runs").iterdir() if path.is_dir()] == []
 
 
 def test_one_refused_run_does_not_hold_up_the_others(runs, tmp_path):

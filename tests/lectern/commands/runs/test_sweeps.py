@@ -11,7 +11,7 @@ import yaml
 from lectern.client import Client
 from lectern.local.processes import wait_until
 from lectern_common.json_lines import append_json_line
-from tests.lectern.commands.runs.test_runs import DEADLINE_SECONDS, url  # noqa: F401 - a fixture
+from tests.lectern.commands.runs.conftest import DEADLINE_SECONDS
 
 RATE = "optimizer.learning_rate"
 SUCCEEDS, FAILS, GOES_ON = range(3)
@@ -33,7 +33,7 @@ def write_sweep(folder: Path, **fields: Any) -> Path:
 
 
 @pytest.fixture
-def service(lectern: Callable[..., Any], url: str) -> Callable[..., Any]:  # noqa: F811
+def service(lectern: Callable[..., Any], url: str) -> Callable[..., Any]:
     """Returns a function that runs `lectern ...` against the control plane."""
     return lambda *words: lectern(*words, "--url", url)
 
@@ -72,13 +72,13 @@ def test_a_sweep_is_made_watched_listed_shown_and_deleted(service, tmp_path):
     assert len(service("runs", "list", "--json").json) == 2
 
 
-def test_seeds_are_shown_with_mean_and_spread(service, tmp_path, url):  # noqa: F811
+def test_seeds_are_shown_with_mean_and_spread(service, tmp_path, home, url):
     grid = {RATE: [0.001, 0.0001], "seed": [10, 11]}
     sweep_id = service("sweep", write_sweep(tmp_path, grid=grid), "--watch").out.split()[0]
     with Client(url) as client:
         runs = client.sweep(sweep_id).runs
         for run, loss in zip(runs, [0.5, 0.9, 0.4, 0.6], strict=True):
-            path = tmp_path / "runs" / run.run_id / "metrics.jsonl"
+            path = home / "runs" / run.run_id / "metrics.jsonl"
             append_json_line(path, {"step": 4, "loss/total": loss})
         found = client.sweep(sweep_id)
     assert [(group.n, round(group.mean or 0, 6)) for group in found.groups] == [(2, 0.7), (2, 0.5)]
@@ -108,7 +108,7 @@ def test_a_dry_run_says_what_would_be_made(service, tmp_path):
     assert "fail  student    base.student.config: " in failed.out
 
 
-def test_a_sweep_is_stopped(service, tmp_path, url):  # noqa: F811
+def test_a_sweep_is_stopped(service, tmp_path, url):
     made = service("sweep", write_sweep(tmp_path, grid={RATE: [1, 2], "seed": [GOES_ON]}), "--json")
     sweep_id = made.json["id"]
     with Client(url) as client:

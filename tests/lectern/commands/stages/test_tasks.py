@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from lectern.client import Client, ControlPlaneUnavailable
-from lectern_common.errors import Conflict, InvalidSpec, NotFound
+from lectern_common.errors import Conflict, InvalidRequest, InvalidSpec, NotFound
 from lectern_common.run.status import RunState
 from lectern_common.spec.load import parse_spec
 from tests.control_plane.conftest import make_home, spec_body
@@ -56,6 +56,15 @@ def test_an_evaluation_is_queued_waited_for_listed_and_deleted(client, run_id):
     client.delete_task(task.id)
     with pytest.raises(NotFound):
         client.task(task.id)
+
+
+def test_a_repeated_call_with_a_key_returns_the_same_task(client, run_id):
+    asked = {**SUITES, "seed": 1}
+    first, again = (client.evaluate_run(run_id, asked, "the-key") for _ in range(2))
+    assert first.id == again.id
+    assert client.evaluate_run(run_id, asked).id != first.id
+    with pytest.raises(InvalidRequest, match="another body"):
+        client.export_run(run_id, idempotency_key="the-key")
 
 
 def test_what_cannot_work_is_refused_by_field(client, run_id):
