@@ -121,7 +121,7 @@ def check_before_training(
     spec: RunSpec,
     student: CausalStudent,
     teaching: Teaching | None,
-    batch_at: Callable[[int], Batch],
+    first: Batch,
     device: torch.device,
     *,
     asks_teacher: bool,
@@ -132,7 +132,7 @@ def check_before_training(
         spec: the run's.
         student: whole, on its device.
         teaching: the run's teacher; None without one.
-        batch_at: returns the rows of a step.
+        first: the run's first rows, which the teacher is probed with.
         device: that the student is trained on.
         asks_teacher: also probe the teacher; only one rank does, and not in a resumed run.
 
@@ -162,7 +162,7 @@ def check_before_training(
     found["probe"] = require_promises(
         teaching.provider,
         answering,
-        batch_at(0),
+        first,
         teaching.representation,
         spec.objective.temperature,
         # A student may mask the same ids; the first step will tell.

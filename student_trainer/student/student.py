@@ -5,7 +5,7 @@ Legend: B sequences of equal length, S tokens, D hidden size, V vocabulary.
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -115,6 +115,7 @@ class CausalStudent(Student):
         if reason is not None:
             raise Misconfigured(f"this student cannot be trained: {reason}")
         self._compute_dtype = compute_dtype
+        self._is_compiled = False
         self._max_positions = max_positions(model)
         self.vocab_size = self._parts.head().vocab_size
 
@@ -189,6 +190,21 @@ class CausalStudent(Student):
     def compile_body(self, backend: str = "inductor") -> None:
         """Has torch.compile compile the body at its next use; parameter names stay the same."""
         self._parts.body.compile(backend=backend)
+        self._is_compiled = True
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """Within the block, `model` computes in the compute dtype, and nothing is compiled.
+
+        Each token of a text has another shape, and would be compiled anew.
+        """
+        with ExitStack() as stack:
+            if self._is_compiled:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            if self._compute_dtype != torch.float32:
+                device = self.output_head().weight_VD.device.type
+                stack.enter_context(torch.autocast(device, self._compute_dtype))
+            yield
 
     def checkpoint_activations(self) -> None:
         """Makes each layer keep only its input and recompute the rest in the backward pass.

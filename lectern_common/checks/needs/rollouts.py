@@ -1,0 +1,79 @@
+"""Checks that what a student may write fits into student and teacher. No torch.
+
+Runs before a run is accepted, and again in the trainer.
+"""
+
+from lectern_common.errors import Incompatible
+from lectern_common.spec.rollout import RolloutSection
+from lectern_common.spec.run_spec import RunSpec
+from lectern_common.wire.formats import Widths
+from protos import teacher_pb2
+
+
+def longest_rollout(rollout: RolloutSection, longest_prompt: int) -> int:
+    """Returns the most tokens of a prompt and its completion."""
+    return longest_prompt + rollout.max_new_tokens
+
+
+def require_rollout_positions(
+    rollout: RolloutSection, longest_prompt: int, max_positions: int | None
+) -> None:
+    """Raises Incompatible if rollouts may exceed the student's positions; None means no limit."""
+    if max_positions is not None and longest_rollout(rollout, longest_prompt) > max_positions:
+        raise Incompatible(
+            f"{_length(rollout, longest_prompt)} exceeds the {max_positions} positions of the "
+            f"student; {_way_out(rollout)}"
+        )
+
+
+def require_teacher_takes_rollouts(
+    spec: RunSpec, longest_prompt: int, teacher: teacher_pb2.Model, vocab_size: int | None
+) -> None:
+    """Raises Incompatible if a rollout may exceed a limit of the teacher.
+
+    Args:
+        spec: a spec with rollouts.
+        longest_prompt: in tokens.
+        teacher: the answer of GetModel.
+        vocab_size: the student's; None if unknown.
+    """
+    rollout, limits = spec.rollout, teacher.limits
+    if rollout is None or spec.teacher is None:
+        raise ValueError("the spec has no rollouts")
+    most = min(limits.max_sequence_tokens, limits.max_tokens)
+    if longest_rollout(rollout, longest_prompt) > most:
+        raise Incompatible(
+            f"{_length(rollout, longest_prompt)} exceeds the teacher's limit of {most} tokens per "
+            f"sequence; {_way_out(rollout)}"
+        )
+    if vocab_size is None:
+        return
+    widths = Widths.of_model(teacher, min(vocab_size, teacher.logit_width))
+    position_bytes = spec.teacher.asks_for.row_bytes(widths)
+    if rollout.max_new_tokens * position_bytes > limits.max_reply_bytes:
+        fit = limits.max_reply_bytes // position_bytes
+        raise Incompatible(
+            f"a completion of rollout.max_new_tokens {rollout.max_new_tokens} needs a reply of "
+            f"{rollout.max_new_tokens * position_bytes} bytes of {spec.teacher.representation}, "
+            f"over the teacher's limit of {limits.max_reply_bytes}; {fit} tokens fit: lower it, or "
+            "choose another teacher.representation"
+        )
+
+
+def _length(rollout: RolloutSection, longest_prompt: int) -> str:
+    if rollout.prompt_tokens is not None:
+        return (
+            f"rollout.prompt_tokens {longest_prompt} and rollout.max_new_tokens "
+            f"{rollout.max_new_tokens}: a sequence of {longest_rollout(rollout, longest_prompt)} "
+            "tokens"
+        )
+    return (
+        f"rollout.max_new_tokens {rollout.max_new_tokens} after the longest prompt of "
+        f"{rollout.prompts}, {longest_prompt} tokens,"
+    )
+
+
+def _way_out(rollout: RolloutSection) -> str:
+    if rollout.prompt_tokens is not None:
+        return "lower one of them"
+    return "lower it, or prepare shorter prompts"
