@@ -33,11 +33,15 @@ from protos import teacher_pb2
 
 @dataclass(frozen=True)
 class StudentFacts:
-    """What is known about a student before it is loaded. None means unknown without a download."""
+    """What is known about a student before it is loaded. None means unknown without a download.
+
+    `max_positions` is also None if it has no limit.
+    """
 
     vocab_size: int | None
     tokens: TokenizerMap | None
     weights_sha256: str | None
+    max_positions: int | None = None
 
 
 def require_teacher_fits(

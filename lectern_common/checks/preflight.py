@@ -56,6 +56,7 @@ class Found:
         rows: of training and validation set; also None for synthetic data.
         counts: what is trained on, held out and left out; None with `rows`.
         student: what its folder says about it.
+        prompts: of the run's prompt set; None without one.
         teacher: its own description, even if it does not fit; of one of several servers.
         taught_by: set by the caller: which model the teacher must be.
         packs_chats: set by the caller: False if chats are read as text.
@@ -65,6 +66,7 @@ class Found:
     rows: RowCounts | None = None
     counts: DataCounts | None = None
     student: StudentFacts = UNKNOWN_STUDENT
+    prompts: PromptFacts | None = None
     teacher: teacher_pb2.Model | None = None
     taught_by: TeacherIdentity | None = None
     packs_chats: bool = True
@@ -168,6 +170,8 @@ def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -
         yield Check("tokenizer", Outcome.SKIP, message)
     if spec.evaluation.prompts and found.student is not UNKNOWN_STUDENT:
         yield _prompts(spec, roots, found)
+    if spec.rollout is not None:
+        yield _rollouts(spec, roots, found)
     if spec.report_to:
         yield _packages(spec)
     if spec.teacher is not None:
@@ -263,7 +267,8 @@ def _rows(
                 held_out.manifest.tokenizer_sha256,
             )
         counts = dataset.counts(held_out or spec.data.validation_fraction or 0.0)
-        require_step(counts.training_rows, spec.batch.sequences_per_step)
+        if spec.trains_on_data:
+            require_step(counts.training_rows, spec.batch.sequences_per_step)
         return counts, ""
 
     return checked("rows", look, nothing=None, field="data.path")
@@ -321,6 +326,15 @@ def _prompts(spec: RunSpec, roots: Roots, found: Found) -> Check:
     return checked("prompts", look, nothing=None)[1]
 
 
+def _rollouts(spec: RunSpec, roots: Roots, found: Found) -> Check:
+    def look() -> tuple[PromptFacts | None, str]:
+        return examined_prompts(spec, roots, found.student)
+
+    field = "rollout.prompts" if spec.rollout is not None and spec.rollout.prompts else None
+    found.prompts, check = checked("rollouts", look, nothing=None, field=field)
+    return check
+
+
 def _packages(spec: RunSpec) -> Check:
     def look() -> tuple[None, str]:
         for name in spec.report_to:
@@ -356,6 +370,9 @@ def _teacher(
                     dataset,
                     validation,
                 )
+                if (longest := longest_prompt(spec, found.prompts)) is not None:
+                    vocab_size = found.student.vocab_size
+                    require_teacher_takes_rollouts(spec, longest, model, vocab_size)
         return None, (
             f"{model.model_id} at {', '.join(models)}: {model.num_parameters:,} parameters, "
             f"{model.dtype} on {model.device}; offers {teacher.representation}"

@@ -28,6 +28,7 @@ from student_trainer.data.select import Data, open_data, require_datasets
 from student_trainer.evaluating.during import suites_of
 from student_trainer.evaluation.best import Followed
 from student_trainer.evaluation.samples import Prompts, Samples, TeacherTexts, checked_prompts
+from student_trainer.generating.rollouts.advice import WritingAdvice
 from student_trainer.generating.rollouts.kept import KeptRollouts
 from student_trainer.generating.rollouts.opening import decoder_of, writer_of
 from student_trainer.generating.rollouts.rows import DataRows, NoBatches
@@ -100,6 +101,7 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
             _first_rows(spec, data, batches),
             run.device,
             asks_teacher=asks_teacher,
+            longest_prompt=0 if writer is None else writer.prompts.longest,
         )
         keeping = _keeping(run, data, provider, None if is_new else before)
         in_flight = None
@@ -153,6 +155,7 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
         suites=suites,
         writer=writer,
         in_flight=in_flight,
+        writing_advice=None if writer is None else _writing_advice(run),
         kept_rollouts=_kept_rollouts(run, loaded, data, progress),
     )
     return Assembly(run, parts, _settings(spec, teaching), progress, loaded, data, keeping)
@@ -303,6 +306,10 @@ def _kept_rollouts(
             kept = KeptRollouts(run.folder.rollouts_path, spec.schedule.steps, decode)
             kept.keep_before(progress.step)
     return kept
+
+
+def _writing_advice(run: RunContext) -> WritingAdvice:
+    return WritingAdvice(run.spec, on_cpu=run.device.type == "cpu")
 
 
 def _first_rows(spec: RunSpec, data: Data, batches: TrainingBatches) -> Batch:

@@ -471,13 +471,13 @@ def _rollouts(parts: Parts, settings: Settings, progress: Progress) -> Rollouts 
 
 
 def _advise(parts: Parts, progress: Progress) -> None:
-    """Records an event with advice if the run waits too long for its teacher."""
-    if parts.teaching is None or parts.teaching.advice is None:
-        return
-    bound = parts.teaching.advice.after(progress.record)
-    if bound is not None:
-        share = round(bound.share, 3)
-        parts.recorder.event("teacher_bound", step=progress.step, share=share, message=bound.advice)
+    """Records advice if the run waits too long for its teacher, or writes too long."""
+    of_teacher = None if parts.teaching is None else parts.teaching.advice
+    for kind, watch in (("teacher_bound", of_teacher), ("writing_bound", parts.writing_advice)):
+        bound = None if watch is None else watch.after(progress.record)
+        if bound is not None:
+            share = round(bound.share, 3)
+            parts.recorder.event(kind, step=progress.step, share=share, message=bound.advice)
 
 
 @contextmanager

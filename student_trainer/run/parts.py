@@ -18,6 +18,7 @@ from student_trainer.batch import Batch
 from student_trainer.evaluating.during import Suites
 from student_trainer.evaluation.best import THE_LOSS, Best, Followed
 from student_trainer.evaluation.samples import Samples
+from student_trainer.generating.rollouts.advice import WritingAdvice
 from student_trainer.generating.rollouts.kept import KeptRollouts
 from student_trainer.generating.rollouts.rows import Rollout
 from student_trainer.generating.rollouts.writing import Writer
@@ -142,6 +143,7 @@ class Parts:
             all rows, once; None means epochs are not counted.
         writer: how the student writes rows; None means that all are of data.
         in_flight: rollouts that a checkpoint holds, of the step to go on with; None without any.
+        writing_advice: watches for a run that writes most of the time; None means no advice.
         kept_rollouts: keeps some of them for people to read; None means none, or on this rank.
         samples: the sample texts; None without prompts.
         suites: what evaluations measure besides the validation loss; None means nothing.
@@ -163,6 +165,7 @@ class Parts:
     steps_per_epoch: float | None = None
     writer: Writer | None = None
     in_flight: Sequence[Rollout] | None = None
+    writing_advice: WritingAdvice | None = None
     kept_rollouts: KeptRollouts | None = None
 
 

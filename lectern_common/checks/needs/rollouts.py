@@ -3,11 +3,59 @@
 Runs before a run is accepted, and again in the trainer.
 """
 
-from lectern_common.errors import Incompatible
+from lectern_common.checks.compatibility import StudentFacts, require_data_fits
+from lectern_common.errors import Incompatible, InvalidSpec, NotFound
+from lectern_common.roots import Roots, resolve_under
 from lectern_common.spec.rollout import RolloutSection
 from lectern_common.spec.run_spec import RunSpec
+from lectern_common.tokens.prompt_sets import PromptFacts, prompt_facts
 from lectern_common.wire.formats import Widths
+from lectern_common.words import counted
 from protos import teacher_pb2
+
+
+def examined_prompts(
+    spec: RunSpec, roots: Roots, student: StudentFacts
+) -> tuple[PromptFacts | None, str]:
+    """Returns what is known of the run's prompt set, and the sentence about its prompts.
+
+    None means that the prompts are the beginnings of the rows of data.
+
+    Raises:
+        InvalidSpec: there is no such prompt set.
+        LecternError: it is damaged, or of another tokenizer than the student's, or its prompts are
+            too long for the student.
+    """
+    rollout = spec.rollout
+    if rollout is None:
+        raise ValueError("the spec has no rollouts")
+    if rollout.prompts is None:
+        longest = rollout.prompt_tokens or 0
+        require_rollout_positions(rollout, longest, student.max_positions)
+        return None, f"the first {counted(longest, 'token')} of each row of data"
+    folder = resolve_under(roots.data, rollout.prompts, "rollout.prompts")
+    try:
+        facts = prompt_facts(folder)
+    except NotFound as error:
+        raise InvalidSpec([("rollout.prompts", str(error))]) from None
+    require_data_fits(folder, facts.manifest, student.tokens)
+    require_rollout_positions(rollout, facts.longest, student.max_positions)
+    return facts, (
+        f"{rollout.prompts}: {counted(facts.count, 'prompt')}, the longest of "
+        f"{counted(facts.longest, 'token')}"
+    )
+
+
+def longest_prompt(spec: RunSpec, prompts: PromptFacts | None) -> int | None:
+    """Returns the tokens of a run's longest prompt; None without rollouts, or if it is unknown.
+
+    Args:
+        spec: the run's.
+        prompts: what is known of its prompt set.
+    """
+    if spec.rollout is None:
+        return None
+    return spec.rollout.prompt_tokens or (None if prompts is None else prompts.longest)
 
 
 def longest_rollout(rollout: RolloutSection, longest_prompt: int) -> int:

@@ -56,11 +56,16 @@ def test_a_run(home: Home, teacher: str) -> None:
     folder = on_policy(home, teacher)
     assert trained(home, folder) == 0, status_of(folder).message
     for line in lines_of(folder):
-        print(line)
+        print(line, file=open("/tmp/rollout_lines.txt", "a"))
     for line in read_json_lines(folder.rollouts_path):
-        print(line)
+        print(line, file=open("/tmp/rollout_lines.txt", "a"))
     for stale in (0, 1):
-        folder = on_policy(home, teacher, rollout={"fraction": 0.5, "stale_steps": stale, "samples_per_prompt": 2}, objective={"alpha": 0.2})
+        folder = on_policy(
+            home,
+            teacher,
+            rollout={"fraction": 0.5, "stale_steps": stale, "samples_per_prompt": 2},
+            objective={"alpha": 0.2},
+        )
         assert trained(home, folder) == 0, status_of(folder).message
         for line in lines_of(folder):
-            print(line)
+            print(line, file=open("/tmp/rollout_lines.txt", "a"))
