@@ -1,1 +1,1 @@
-"""Text that the student writes: the generator, and the rollouts that it learns from."""
+"""Text that a model writes: token ids in, token ids out, batched, greedily or drawn."""

@@ -1,4 +1,4 @@
-"""What is to be continued."""
+"""What is continued: token ids, and the numbers that choose what follows them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,9 +9,12 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids to continue; `uniforms(n)` returns the n numbers in [0, 1) that choose its tokens.
+    """Token ids to continue.
 
-    `uniforms` may be None only when greedy.
+    Attributes:
+        ids: at least one.
+        uniforms: uniforms(n) returns n numbers in [0, 1), float64: number i chooses token i of the
+            text. None only if the likeliest id is taken each time.
     """
 
     ids: Sequence[int]
