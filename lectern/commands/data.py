@@ -13,6 +13,7 @@ from lectern_common.words import counted, inert_name
 
 if TYPE_CHECKING:
     from lectern_common.tokens.chat_rows import ChatShares
+    from lectern_common.tokens.prompt_sets import PromptFacts
     from lectern_data.prepare import Prepared
     from lectern_data.read.hub import HubDataset
     from lectern_data.read.rows import Content
@@ -41,11 +42,12 @@ def prepare(
     output: options.Output,
     tokenizer: options.TokenizerPath = None,
     train_tokenizer: options.TrainTokenizer = None,
-    eos_policy: options.Eos = "after",
+    prompts: options.Prompts = False,
+    eos_policy: options.Eos = None,
     eos_token: options.EosToken = None,
     bos_policy: options.BosPolicy = "auto",
-    validation_fraction: options.ValidationFraction = 0.01,
-    seed: options.Seed = 0,
+    validation_fraction: options.ValidationFraction = None,
+    seed: options.Seed = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
     text_field: options.TextField = None,
@@ -65,28 +67,33 @@ def prepare(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Turn text into token shards to train on.
+    """Turn text into token shards to train on, or into a prompt set to continue.
 
     Writes a dataset (shards, manifest, tokenizer) to OUTPUT, and the held-out documents to
-    OUTPUT-validation. Both appear whole or not at all, and the same input gives the same bytes. If
-    the command is killed, run it again: it continues where it was.
+    OUTPUT-validation; with --prompts, only a prompt set to OUTPUT. They appear whole or not at all,
+    and the same input gives the same bytes. If the command is killed, run it again: it continues
+    where it was.
     """
     from lectern_data.settings import PrepareSettings
 
+    if prompts and seed is not None:
+        raise InvalidRequest("--seed does not fit --prompts: no prompts are held out", "seed")
+    if validation_fraction is None:
+        validation_fraction = 0.0 if prompts else PrepareSettings.validation_fraction
     settings = PrepareSettings(
         inputs=inputs or [],
         output=_output_folder(output, home),
         hub_dataset=_hub_dataset(hub, hub_config, hub_split, hub_revision),
         tokenizer=tokenizer,
         train_vocab_size=train_tokenizer,
-        eos_policy=eos_policy,
+        eos_policy=eos_policy or ("none" if prompts else PrepareSettings.eos_policy),
         eos_token=eos_token,
         bos_policy=bos_policy,
         validation_fraction=validation_fraction,
-        seed=seed,
+        seed=PrepareSettings.seed if seed is None else seed,
         include=include or (),
         exclude=exclude or (),
-        content=_content(text_field, messages_field, chat=chat),
+        content=_content(text_field, messages_field, chat=chat, prompts=prompts),
         date=_date(date),
         shard_tokens=shard_tokens,
         seq_length_hint=seq_length_hint,
@@ -120,6 +127,11 @@ def _report(prepared: "Prepared", *, chat: bool, as_json: bool) -> None:
     if as_json:
         console.print_json(asdict(prepared))
         return
+    if prepared.prompts is not None:
+        print(_prompts_summary(prepared.training, prepared.prompts))
+        print(_beginning(prepared, "prompt"))
+        print(_took(prepared))
+        return
     for part in (prepared.training, prepared.validation):
         if part is not None:
             print(_summary(part, chat=chat))
@@ -127,23 +139,25 @@ def _report(prepared: "Prepared", *, chat: bool, as_json: bool) -> None:
     for cut in prepared.chat_shares:
         if cut.rule == "cut":
             print(_shares(cut, prepared.chat_shares))
-    print(f"vocabulary of {prepared.vocab_size:,} tokens; took {prepared.seconds:,.1f} s")
+    print(_took(prepared))
 
 
 def _output_folder(output: str, home: Path | None) -> Path:
     return Path(output) if "/" in output else roots_of(home).data / output
 
 
-def _content(text_field: str | None, messages_field: str | None, *, chat: bool) -> "Content":
-    from lectern_data.read.rows import MESSAGES_FIELD, TEXT_FIELD, Content
+def _content(
+    text_field: str | None, messages_field: str | None, *, chat: bool, prompts: bool
+) -> "Content":
+    from lectern_data.read.rows import MESSAGES_FIELD, PROMPT_FIELD, TEXT_FIELD, Content
 
     if chat and text_field is not None:
         raise InvalidRequest("--text-field has no effect with --chat", "text_field")
     if not chat and messages_field is not None:
         raise InvalidRequest("--messages-field has no effect without --chat", "messages_field")
     if chat:
-        return Content(messages_field or MESSAGES_FIELD, is_chat=True)
-    return Content(text_field or TEXT_FIELD)
+        return Content(messages_field or MESSAGES_FIELD, is_chat=True, is_prompt=prompts)
+    return Content(text_field or (PROMPT_FIELD if prompts else TEXT_FIELD), is_prompt=prompts)
 
 
 def _date(text: str | None) -> datetime.date | None:
@@ -181,6 +195,18 @@ def _summary(part: "Part", *, chat: bool) -> str:
     )
 
 
+def _prompts_summary(part: "Part", prompts: "PromptFacts") -> str:
+    return (
+        f"{inert_name(part.path)}: {counted(prompts.count, 'prompt')} of {prompts.mean:,.1f} "
+        f"tokens on average, the longest of {prompts.longest:,}; "
+        f"{counted(prompts.tokens, 'token')} in all, {counted(part.shards, 'shard')}"
+    )
+
+
+def _took(prepared: "Prepared") -> str:
+    return f"vocabulary of {prepared.vocab_size:,} tokens; took {prepared.seconds:,.1f} s"
+
+
 def _edges(prepared: "Prepared", what: str) -> str:
     """Returns which tokens begin and end a document, and why these."""
     if prepared.eos_token is None:
@@ -190,13 +216,18 @@ def _edges(prepared: "Prepared", what: str) -> str:
     else:
         end = f"a {what} ends in {prepared.eos_token} (id {prepared.eos_token_id}): "
         end += f"{prepared.eos_from}"
+    return f"{_beginning(prepared, what)}\n{end}"
+
+
+def _beginning(prepared: "Prepared", what: str) -> str:
+    """Returns which token begins a document, and why this one."""
     named = f"{prepared.bos_token} (id {prepared.bos_token_id})"
     begin = {
         "none": f"no token begins a {what}",
         "document": f"a {what} begins with {named}",
         "row": f"{named} begins each row of a run",
     }[prepared.bos_policy]
-    return f"{begin}: {prepared.bos_from}\n{end}"
+    return f"{begin}: {prepared.bos_from}"
 
 
 def _shares(cut: "ChatShares", others: "list[ChatShares]") -> str:

@@ -87,6 +87,17 @@ def sequences_of(
     return sequences, 0 if is_whole_and_marked else greetings
 
 
+def prompt_of(chat: Renderings) -> Sequence:
+    """Returns what a model is given to say the next message of a chat; nothing of it is learnt.
+
+    Raises:
+        UnusableError: nothing asks for a message, or the template fails on the chat.
+    """
+    if _first_question([message["role"] for message in chat.messages]) == len(chat.messages):
+        raise UnusableError("the assistant speaks only before anything is asked")
+    return Sequence(_prompt(chat, len(chat.messages)), [])
+
+
 def _first_question(roles: list[str]) -> int:
     """Returns the place of the first message that asks for something; all if there is none.
 

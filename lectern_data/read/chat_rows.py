@@ -24,7 +24,12 @@ _NOT_ARGUMENTS = ("messages", "chat_template", "add_generation_prompt", "continu
 
 
 def chat_json(
-    row: Mapping[str, Any], field: str, arguments: tuple[str, ...] = (), *, columnar: bool = False
+    row: Mapping[str, Any],
+    field: str,
+    arguments: tuple[str, ...] = (),
+    *,
+    columnar: bool = False,
+    is_prompt: bool = False,
 ) -> str:
     """Returns a row's chat as JSON: its messages; or, if something stands beside them, an object.
 
@@ -33,6 +38,7 @@ def chat_json(
         field: where its messages are.
         arguments: further fields that the chat template reads.
         columnar: the row's nulls mean "not there".
+        is_prompt: only what comes before the assistant's last turn is wanted.
 
     Raises:
         UnusableError: the row has no chat, or one that cannot be learnt.
@@ -40,7 +46,10 @@ def chat_json(
     values = {name: row[name] for name in (field, *CHAT_FIELDS, *arguments) if name in row}
     if columnar:
         values = {name: without_nulls(value) for name, value in values.items()}
-    chat: dict[str, Any] = {"messages": _messages(values.pop(field, None), field)}
+    said = values.pop(field, None)
+    chat: dict[str, Any] = {
+        "messages": _asking(said, field) if is_prompt else _messages(said, field)
+    }
     given = _arguments(values.pop(ARGUMENTS_FIELD, None))
     for name in (TOOLS_FIELD, DOCUMENTS_FIELD):
         items = _mappings(values.pop(name, None), name)
@@ -108,11 +117,26 @@ def called(message: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [*calls, old_style] if old_style is not None else calls
 
 
-def _messages(value: Any, field: str) -> list[dict[str, Any]]:
+def _asking(value: Any, field: str) -> list[dict[str, Any]]:
+    """Returns the messages without the last, if that is the assistant's: what asks for it."""
+    given = _given(value, field)
+    last = given[-1]
+    if isinstance(last, Mapping) and last.get("role") == ASSISTANT:
+        given = given[:-1]
+    if not given:
+        raise UnusableError("nothing asks for the assistant's only message")
+    return [_message(message, number) for number, message in enumerate(given, 1)]
+
+
+def _given(value: Any, field: str) -> list[Any]:
     given = _parsed(value)
     if not isinstance(given, list) or not given:
         raise UnusableError(f"has no messages under {field!r}")
-    messages = [_message(message, number) for number, message in enumerate(given, 1)]
+    return given
+
+
+def _messages(value: Any, field: str) -> list[dict[str, Any]]:
+    messages = [_message(message, number) for number, message in enumerate(_given(value, field), 1)]
     if not any(message["role"] == ASSISTANT for message in messages):
         raise UnusableError("has no turn of the assistant, so nothing would be learnt from it")
     if not any(map(is_learnt, messages)):
