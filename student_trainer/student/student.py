@@ -5,7 +5,7 @@ Legend: B sequences of equal length, S tokens, D hidden size, V vocabulary.
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -166,6 +166,12 @@ class CausalStudent(Student):
     def output_head(self) -> OutputHead:
         return self._parts.head()
 
+    def precision(self) -> AbstractContextManager[object]:
+        """Returns the context in which the model computes in the compute dtype."""
+        if self._compute_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.output_head().weight_VD.device.type, self._compute_dtype)
+
     def why_not_apart(self) -> str | None:
         """Returns why the documents of a row attend to each other, whatever the position ids.
 
@@ -201,9 +207,7 @@ class CausalStudent(Student):
         with ExitStack() as stack:
             if self._is_compiled:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-            if self._compute_dtype != torch.float32:
-                device = self.output_head().weight_VD.device.type
-                stack.enter_context(torch.autocast(device, self._compute_dtype))
+            stack.enter_context(self.precision())
             yield
 
     def checkpoint_activations(self) -> None:

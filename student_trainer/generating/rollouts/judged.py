@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from lectern_models.logits.output_head import OutputHead
-from student_trainer.evaluation.evaluation import likeliest_ids
-from student_trainer.targets import SampledTargets, TeacherTargets
+from student_trainer.targets import SampledTargets, TeacherTargets, joined, likeliest_ids
 
 # Of each micro-batch: a fraction of what the objective computes, and enough for a curve.
 _MOST_POSITIONS = 128
@@ -38,7 +37,7 @@ def judged(hidden_ND: Tensor, head: OutputHead, targets: TeacherTargets | None) 
         entropy = -(log_q_nV.exp() * log_q_nV.masked_fill(log_q_nV.isneginf(), 0)).sum()
         sums[0], sums[1] = len(logits_nV), entropy
         if not isinstance(targets, SampledTargets):
-            theirs = [likeliest_ids(targets.rows(i, i + 1)) for i in range(0, len(targets), stride)]
+            theirs = joined([targets.rows(i, i + 1) for i in range(0, len(targets), stride)])
             sums[2] = len(logits_nV)
-            sums[3] = (logits_nV.argmax(-1) == torch.cat(theirs)).sum()
+            sums[3] = (logits_nV.argmax(-1) == likeliest_ids(theirs)).sum()
     return sums

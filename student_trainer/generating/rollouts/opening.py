@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lectern_common.checks.needs.rollouts import (
+    longest_rollout,
     require_rollout_positions,
     require_teacher_takes_rollouts,
 )
@@ -22,6 +23,10 @@ from student_trainer.generating.rollouts.writing import Writer
 from student_trainer.generating.sampling import Sampling
 from student_trainer.student.ends import edges_of
 from student_trainer.student.load import LoadedStudent
+
+# Tokens of prompts and completions whose keys and values are in memory at a time: 1.6 GB for a
+# student of half a billion parameters in bfloat16.
+_TOKENS_IN_HAND = 1 << 17
 
 
 def writer_of(
@@ -70,6 +75,7 @@ def writer_of(
         Sampling(rollout.temperature, rollout.top_p, rollout.top_k, rollout.max_new_tokens),
         frozenset(edges_of(student.model, loaded.folder, data.folder, files).ends),
         frozenset(untaught.ids) | frozenset(beyond),
+        max(1, _TOKENS_IN_HAND // longest_rollout(rollout, prompts.longest)),
         spec.seed,
         rollout.stale_steps,
     )

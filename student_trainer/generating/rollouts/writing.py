@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from student_trainer.batch import Batch
 from student_trainer.data.prompt_set import PromptSet
-from student_trainer.generating.generator import whole_weights, written
+from student_trainer.generating.generator import written
 from student_trainer.generating.prompt import Prompt
 from student_trainer.generating.rollouts.plan import Plan, Slot, uniforms_of
 from student_trainer.generating.rollouts.rows import Rollout, WrittenBatch, batch_of_rollouts
 from student_trainer.generating.sampling import Sampling
+from student_trainer.ranks.sharding import whole_weights
 from student_trainer.ranks.world import Ranks
 from student_trainer.stop import Stop
 from student_trainer.student.student import CausalStudent
@@ -34,6 +35,8 @@ class Writer:
         sampling: how tokens are chosen.
         ends: ids that end a completion.
         barred: ids that are never chosen: those in which the teacher has no say.
+        max_rows: rows written at a time; a function of the spec and the prompts, as the texts
+            depend on it by rounding.
         seed: of the run.
         stale_steps: how many steps before it is learnt a row is written.
     """
@@ -43,6 +46,7 @@ class Writer:
     sampling: Sampling
     ends: frozenset[int]
     barred: frozenset[int]
+    max_rows: int
     seed: int
     stale_steps: int = 0
 
@@ -64,6 +68,7 @@ class Writer:
             self.sampling,
             ends=self.ends,
             barred=self.barred,
+            max_rows=self.max_rows,
             stop=stop,
         ):
             index = found.index
