@@ -52,6 +52,7 @@ def require_teacher_fits(
     manifest: ShardManifest | None,
     dataset: Path | None,
     validation: Path | None = None,
+    prompts: Path | None = None,
 ) -> Untaught:
     """Returns the ids that this teacher cannot teach, none of which the data uses.
 
@@ -63,6 +64,7 @@ def require_teacher_fits(
         manifest: of the training shards; None for synthetic data.
         dataset: folder of the training shards.
         validation: folder of the validation shards, if they are others.
+        prompts: folder of the prompts that the student continues, if there are any.
 
     Raises:
         Incompatible: or a subclass (WrongModel, RepresentationNotOffered, SameWeights,
@@ -91,7 +93,7 @@ def require_teacher_fits(
         spec,
         teacher,
         teacher_tokens,
-        Vocabulary(student.vocab_size, student.tokens, manifest, dataset, validation),
+        Vocabulary(student.vocab_size, student.tokens, manifest, dataset, validation, prompts),
     )
 
 

@@ -18,6 +18,12 @@ from lectern_common.checks.compatibility import (
 )
 from lectern_common.checks.documents import data_folders, require_chats, with_documents
 from lectern_common.checks.needs.estimate import DataCounts, RowCounts
+from lectern_common.checks.needs.rollouts import (
+    examined_prompts,
+    longest_prompt,
+    prompts_folder,
+    require_teacher_takes_rollouts,
+)
 from lectern_common.checks.record import open_record, require_no_record, require_record_fits
 from lectern_common.checks.row_counts import DatasetRows
 from lectern_common.checks.rules import require_one_tokenizer, require_step, why_no_dataset
@@ -30,6 +36,7 @@ from lectern_common.teacher.identity import TeacherIdentity, require_same_teache
 from lectern_common.teacher.record.reader import described
 from lectern_common.teacher.replicas import TeacherReplicas
 from lectern_common.teacher.secrets import SecretFiles, read_secrets
+from lectern_common.tokens.prompt_sets import PromptFacts
 from lectern_common.tokens.shards import (
     TOKENIZER_NAME,
     ShardManifest,
@@ -328,7 +335,7 @@ def _prompts(spec: RunSpec, roots: Roots, found: Found) -> Check:
 
 def _rollouts(spec: RunSpec, roots: Roots, found: Found) -> Check:
     def look() -> tuple[PromptFacts | None, str]:
-        return examined_prompts(spec, roots, found.student)
+        return examined_prompts(spec, roots, found.student, found.manifest)
 
     field = "rollout.prompts" if spec.rollout is not None and spec.rollout.prompts else None
     found.prompts, check = checked("rollouts", look, nothing=None, field=field)
@@ -369,6 +376,7 @@ def _teacher(
                     found.manifest,
                     dataset,
                     validation,
+                    prompts_folder(spec, roots),
                 )
                 if (longest := longest_prompt(spec, found.prompts)) is not None:
                     vocab_size = found.student.vocab_size

@@ -7,6 +7,7 @@ import structlog
 from lectern_common.checks.beginnings import beginnings_check
 from lectern_common.checks.compatibility import StudentFacts, require_teacher_fits
 from lectern_common.checks.documents import data_folders
+from lectern_common.checks.needs.rollouts import prompts_folder
 from lectern_common.checks.record import record_folder, require_record_fits
 from lectern_common.checks.vocabularies import Untaught
 from lectern_common.spec.run_spec import RunSpec
@@ -124,6 +125,7 @@ def _require_fits(
         student,
         manifest,
         *data_folders(run.spec, run.roots),
+        prompts_folder(run.spec, run.roots),
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from lectern_common.checks.check import Check, Outcome
 from lectern_common.checks.needs.memory import FreeMemory, ModelShape, memory_fit
-from lectern_common.checks.needs.rollouts import longest_prompt
+from lectern_common.checks.needs.rollouts import longest_prompt, prompts_folder
 from lectern_common.checks.record import open_record
 from lectern_common.errors import Incompatible, LecternError, Misconfigured
 from lectern_common.logs import configure_logs
@@ -122,10 +122,8 @@ def _shape(spec: RunSpec, roots: Roots) -> tuple[ModelShape | None, Check | None
 
 def _longest_prompt(spec: RunSpec, roots: Roots) -> int:
     """Returns the tokens of the longest prompt that the student continues; 0 without any."""
-    facts = None
-    if spec.rollout is not None and spec.rollout.prompts is not None:
-        facts = prompt_facts(resolve_under(roots.data, spec.rollout.prompts, "rollout.prompts"))
-    return longest_prompt(spec, facts) or 0
+    folder = prompts_folder(spec, roots)
+    return longest_prompt(spec, None if folder is None else prompt_facts(folder)) or 0
 
 
 def _memory(

@@ -3,26 +3,36 @@
 Runs before a run is accepted, and again in the trainer.
 """
 
+from pathlib import Path
+
 from lectern_common.checks.compatibility import StudentFacts, require_data_fits
-from lectern_common.errors import Incompatible, InvalidSpec, NotFound
+from lectern_common.checks.rules import why_no_prompt_set
+from lectern_common.errors import Incompatible, InvalidSpec
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.spec.rollout import RolloutSection
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.tokens.prompt_sets import PromptFacts, prompt_facts
+from lectern_common.tokens.shards import MANIFEST_NAME, ShardManifest
 from lectern_common.wire.formats import Widths
 from lectern_common.words import counted
 from protos import teacher_pb2
 
 
 def examined_prompts(
-    spec: RunSpec, roots: Roots, student: StudentFacts
+    spec: RunSpec, roots: Roots, student: StudentFacts, manifest: ShardManifest | None
 ) -> tuple[PromptFacts | None, str]:
     """Returns what is known of the run's prompt set, and the sentence about its prompts.
 
     None means that the prompts are the beginnings of the rows of data.
 
+    Args:
+        spec: the run's, with what its data decides filled in.
+        roots: what its paths are relative to.
+        student: what is known of it.
+        manifest: of the training data; None for synthetic data, or if it is unusable.
+
     Raises:
-        InvalidSpec: there is no such prompt set.
+        InvalidSpec: there is no such prompt set, or rows of this data have no beginnings.
         LecternError: it is damaged, or of another tokenizer than the student's, or its prompts are
             too long for the student.
     """
@@ -31,19 +41,52 @@ def examined_prompts(
         raise ValueError("the spec has no rollouts")
     if rollout.prompts is None:
         longest = rollout.prompt_tokens or 0
+        apart = spec.data.attention_across_documents is False
+        why = why_no_beginnings(is_chats=manifest is not None and manifest.is_chats, apart=apart)
+        if why is not None:
+            raise InvalidSpec([("rollout.prompt_tokens", why)])
         require_rollout_positions(rollout, longest, student.max_positions)
         return None, f"the first {counted(longest, 'token')} of each row of data"
     folder = resolve_under(roots.data, rollout.prompts, "rollout.prompts")
-    try:
-        facts = prompt_facts(folder)
-    except NotFound as error:
-        raise InvalidSpec([("rollout.prompts", str(error))]) from None
+    if not (folder / MANIFEST_NAME).exists():
+        why = why_no_prompt_set(roots.data, rollout.prompts, folder)
+        make = "(make one with `lectern data prepare --prompts`)"
+        raise InvalidSpec([("rollout.prompts", f"{why} {make}")])
+    facts = prompt_facts(folder)
     require_data_fits(folder, facts.manifest, student.tokens)
     require_rollout_positions(rollout, facts.longest, student.max_positions)
     return facts, (
         f"{rollout.prompts}: {counted(facts.count, 'prompt')}, the longest of "
         f"{counted(facts.longest, 'token')}"
     )
+
+
+def why_no_beginnings(*, is_chats: bool, apart: bool) -> str | None:
+    """Returns why the first tokens of rows are no prompts; None if they are.
+
+    Args:
+        is_chats: the rows hold chats.
+        apart: documents in a row do not attend to each other.
+    """
+    if is_chats:
+        return (
+            "is for text, and the data holds chats; make prompts of them with `lectern data "
+            "prepare --prompts --chat`, and name these in rollout.prompts"
+        )
+    if apart:
+        return (
+            "takes the first tokens of a row, which may be of several documents, but "
+            "data.attention_across_documents false keeps these apart; set it to true, or name a "
+            "prompt set in rollout.prompts"
+        )
+    return None
+
+
+def prompts_folder(spec: RunSpec, roots: Roots) -> Path | None:
+    """Returns the folder of the run's prompt set; None without one."""
+    if spec.rollout is None or spec.rollout.prompts is None:
+        return None
+    return resolve_under(roots.data, spec.rollout.prompts, "rollout.prompts")
 
 
 def longest_prompt(spec: RunSpec, prompts: PromptFacts | None) -> int | None:

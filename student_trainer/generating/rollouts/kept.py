@@ -59,7 +59,7 @@ class KeptRollouts:
             keep_lines_before(self._path, step + 1)
 
     def is_due(self, step: int) -> bool:
-        """Returns True if rollouts of this step are kept: of the first, the last, and some others."""
+        """Returns True if rollouts of a step are kept: of the first, the last, and some others."""
         return step in (1, self._steps) or step % self._every == 0
 
     def add(self, step: int, rollouts: Iterable[tuple[Rollout, npt.NDArray[np.float64]]]) -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from lectern_common.checks.needs.rollouts import (
     longest_rollout,
+    prompts_folder,
     require_rollout_positions,
     require_teacher_takes_rollouts,
 )
 from lectern_common.checks.vocabularies import Untaught
-from lectern_common.roots import Roots, resolve_under
-from lectern_common.spec.rollout import RolloutSection
+from lectern_common.roots import Roots
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.tokens.shards import TOKENIZER_NAME
 from lectern_common.tokens.tokenizer_files import complete_tokenizer, read_tokenizer_files
@@ -55,7 +55,7 @@ def writer_of(
     rollout, student = spec.rollout, loaded.student
     if rollout is None:
         return None
-    prompts = _prompts(rollout, roots, loaded, data)
+    prompts = _prompts(spec, roots, loaded, data, rollout.prompt_tokens)
     require_rollout_positions(rollout, prompts.longest, max_positions(student.model))
     require_teacher_takes_rollouts(spec, prompts.longest, teacher, student.vocab_size)
     path = _tokenizer_path(spec, roots, loaded, data)
@@ -92,19 +92,20 @@ def decoder_of(
     return lambda ids: str(reader.decode(list(ids), skip_special_tokens=False))
 
 
-def _prompts(rollout: RolloutSection, roots: Roots, loaded: LoadedStudent, data: Data) -> PromptSet:
-    if rollout.prompt_tokens is not None:
-        return prompts_of_rows(data.training, rollout.prompt_tokens)
-    folder = resolve_under(roots.data, str(rollout.prompts), "rollout.prompts")
+def _prompts(
+    spec: RunSpec, roots: Roots, loaded: LoadedStudent, data: Data, prompt_tokens: int | None
+) -> PromptSet:
+    if prompt_tokens is not None:
+        return prompts_of_rows(data.training, prompt_tokens)
+    folder = prompts_folder(spec, roots)
+    if folder is None:
+        raise ValueError("the spec names no prompts")
     return open_prompt_set(folder, loaded.student.vocab_size, loaded.tokens)
 
 
 def _tokenizer_path(spec: RunSpec, roots: Roots, loaded: LoadedStudent, data: Data) -> Path | None:
     """Returns the student's tokenizer, or that beside the data or the prompts; None without one."""
-    folders = [loaded.folder]
-    if data.folder is not None:
-        folders.append(data.folder)
-    if spec.rollout is not None and spec.rollout.prompts is not None:
-        folders.append(resolve_under(roots.data, spec.rollout.prompts, "rollout.prompts"))
-    paths = [folder / TOKENIZER_NAME for folder in folders]
+    folders = (loaded.folder, data.folder)
+    prompts = prompts_folder(spec, roots)
+    paths = [folder / TOKENIZER_NAME for folder in (*folders, prompts) if folder is not None]
     return next((path for path in paths if path.exists()), None)
