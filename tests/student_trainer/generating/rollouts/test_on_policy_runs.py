@@ -1,4 +1,4 @@
-"""Whole on-policy runs on tiny models: what is learnt, what is kept, what a resume makes of them."""
+"""Whole on-policy runs on tiny models: what is learnt, what is kept, what a resume makes of it."""
 
 import json
 import math
