@@ -35,6 +35,11 @@ def raw_bits(key: Key, numbers: tuple[int, ...], count: int) -> npt.NDArray[np.u
     return np.asarray(np.random.Philox(_sequence(key, numbers)).random_raw(count), np.uint64)
 
 
+def uniforms(key: Key, numbers: tuple[int, ...], count: int) -> npt.NDArray[np.float64]:
+    """Returns `count` numbers in [0, 1), multiples of 2^-53."""
+    return np.asarray((raw_bits(key, numbers, count) >> np.uint64(11)) * 2.0**-53)
+
+
 def derived_seed(key: Key, numbers: tuple[int, ...]) -> int:
     """Returns a seed below 2^64 for another generator."""
     return int(_sequence(key, numbers).generate_state(1, np.uint64)[0])
