@@ -171,7 +171,7 @@ def test_what_is_not_learnt_of_a_chat_is_no_concern_of_a_prompt(tmp_path: Path) 
     assert decoded[1] == "<|im_start|>user\nWhat is one?<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_an_assistant_that_goes_on_by_itself_is_given_the_start_of_another_turn(
+def test_all_messages_of_the_assistant_at_the_end_are_the_answer(
     tmp_path: Path,
 ) -> None:
     messages = said("What is one?", "It is 1.")
@@ -183,8 +183,7 @@ def test_an_assistant_that_goes_on_by_itself_is_given_the_start_of_another_turn(
 
     [ids] = prompts_of(tmp_path / "set")
     assert byte_tokenizer().decode(ids, skip_special_tokens=False) == (
-        "<|im_start|>user\nWhat is one?<|im_end|>\n<|im_start|>assistant\nIt is 1.<|im_end|>\n"
-        "<|im_start|>assistant\n"
+        "<|im_start|>user\nWhat is one?<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
@@ -202,11 +201,8 @@ def test_control_tokens_that_a_chat_spells_are_characters(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("messages", "why"),
     [
-        ([{"role": "assistant", "content": "Hello."}], "nothing asks for the assistant's only"),
-        (
-            [{"role": "assistant", "content": "Hello."}] * 2,
-            "the assistant speaks only before anything is asked",
-        ),
+        ([{"role": "assistant", "content": "Hello."}], "only before anything is asked"),
+        ([{"role": "assistant", "content": "Hello."}] * 2, "only before anything is asked"),
         ([{"role": "user", "content": None}], "has no text under 'content'"),
         ("not a chat", "has no messages under 'messages'"),
     ],
