@@ -13,7 +13,6 @@ from lectern_common.words import counted, inert_name
 
 if TYPE_CHECKING:
     from lectern_common.tokens.chat_rows import ChatShares
-    from lectern_common.tokens.prompt_sets import PromptFacts
     from lectern_data.prepare import Prepared
     from lectern_data.read.hub import HubDataset
     from lectern_data.read.rows import Content
@@ -127,8 +126,8 @@ def _report(prepared: "Prepared", *, chat: bool, as_json: bool) -> None:
     if as_json:
         console.print_json(asdict(prepared))
         return
-    if prepared.prompts is not None:
-        print(_prompts_summary(prepared.training, prepared.prompts))
+    if prepared.longest_prompt is not None:
+        print(_prompts_summary(prepared.training, prepared.longest_prompt))
         print(_beginning(prepared, "prompt"))
         print(_took(prepared))
         return
@@ -195,11 +194,11 @@ def _summary(part: "Part", *, chat: bool) -> str:
     )
 
 
-def _prompts_summary(part: "Part", prompts: "PromptFacts") -> str:
+def _prompts_summary(part: "Part", longest: int) -> str:
     return (
-        f"{inert_name(part.path)}: {counted(prompts.count, 'prompt')} of {prompts.mean:,.1f} "
-        f"tokens on average, the longest of {prompts.longest:,}; "
-        f"{counted(prompts.tokens, 'token')} in all, {counted(part.shards, 'shard')}"
+        f"{inert_name(part.path)}: {counted(part.documents, 'prompt')} with "
+        f"{counted(part.tokens, 'token')}, {part.tokens / part.documents:,.1f} on average, "
+        f"the longest {longest:,}; {counted(part.shards, 'shard')}"
     )
 
 

@@ -88,14 +88,14 @@ def sequences_of(
 
 
 def prompt_of(chat: Renderings) -> Sequence:
-    """Returns what a model is given to say the next message of a chat; nothing of it is learnt.
+    """Returns what a model is given to answer a chat, whose last message is not the assistant's.
+
+    Nothing of it is learnt.
 
     Raises:
-        UnusableError: nothing asks for a message, or the template fails on the chat.
+        UnusableError: the template fails on the chat.
     """
-    if _first_question([message["role"] for message in chat.messages]) == len(chat.messages):
-        raise UnusableError("the assistant speaks only before anything is asked")
-    return Sequence(_prompt(chat, len(chat.messages)), [])
+    return Sequence(chat.prompt(len(chat.messages)), [])
 
 
 def _first_question(roles: list[str]) -> int:

@@ -38,7 +38,7 @@ def chat_json(
         field: where its messages are.
         arguments: further fields that the chat template reads.
         columnar: the row's nulls mean "not there".
-        is_prompt: only what comes before the assistant's last turn is wanted.
+        is_prompt: only what comes before the assistant's messages at its end is wanted.
 
     Raises:
         UnusableError: the row has no chat, or one that cannot be learnt.
@@ -118,13 +118,12 @@ def called(message: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _asking(value: Any, field: str) -> list[dict[str, Any]]:
-    """Returns the messages without the last, if that is the assistant's: what asks for it."""
-    given = _given(value, field)
-    last = given[-1]
-    if isinstance(last, Mapping) and last.get("role") == ASSISTANT:
-        given = given[:-1]
+    """Returns the messages without the assistant's at the end: what asks for those."""
+    given = list(_given(value, field))
+    while given and isinstance(given[-1], Mapping) and given[-1].get("role") == ASSISTANT:
+        given.pop()
     if not given:
-        raise UnusableError("nothing asks for the assistant's only message")
+        raise UnusableError("the assistant speaks only before anything is asked")
     return [_message(message, number) for number, message in enumerate(given, 1)]
 
 

@@ -126,10 +126,11 @@ def test_a_chat_ends_where_its_last_answer_begins_with_the_ids_of_transformers(
     found = prompts_of(tmp_path / "set")
     assert found == expected[: len(expected) - lost]
     assert len(made.left_out) == lost
-    assert made.prompts == prompt_facts(tmp_path / "set")
-    assert made.prompts.count == len(found)
-    assert made.prompts.longest == max(map(len, found))
-    assert made.prompts.tokens == sum(map(len, found)) == made.training.tokens
+    assert made.longest_prompt == max(map(len, found))
+    assert made.training.documents == len(found)
+    assert made.training.tokens == sum(map(len, found))
+    facts = prompt_facts(tmp_path / "set")
+    assert (facts.count, facts.longest) == (len(found), made.longest_prompt)
     assert made.training.learnt_tokens == 0 and made.validation is None
     assert not (tmp_path / "set-validation").exists()
 
@@ -171,7 +172,7 @@ def test_what_is_not_learnt_of_a_chat_is_no_concern_of_a_prompt(tmp_path: Path) 
     assert decoded[1] == "<|im_start|>user\nWhat is one?<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_an_assistant_that_goes_on_by_itself_is_given_the_start_of_another_turn(
+def test_all_messages_of_the_assistant_at_the_end_are_the_answer(
     tmp_path: Path,
 ) -> None:
     messages = said("What is one?", "It is 1.")
@@ -183,8 +184,7 @@ def test_an_assistant_that_goes_on_by_itself_is_given_the_start_of_another_turn(
 
     [ids] = prompts_of(tmp_path / "set")
     assert byte_tokenizer().decode(ids, skip_special_tokens=False) == (
-        "<|im_start|>user\nWhat is one?<|im_end|>\n<|im_start|>assistant\nIt is 1.<|im_end|>\n"
-        "<|im_start|>assistant\n"
+        "<|im_start|>user\nWhat is one?<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
@@ -202,11 +202,8 @@ def test_control_tokens_that_a_chat_spells_are_characters(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("messages", "why"),
     [
-        ([{"role": "assistant", "content": "Hello."}], "nothing asks for the assistant's only"),
-        (
-            [{"role": "assistant", "content": "Hello."}] * 2,
-            "the assistant speaks only before anything is asked",
-        ),
+        ([{"role": "assistant", "content": "Hello."}], "only before anything is asked"),
+        ([{"role": "assistant", "content": "Hello."}] * 2, "only before anything is asked"),
         ([{"role": "user", "content": None}], "has no text under 'content'"),
         ("not a chat", "has no messages under 'messages'"),
     ],
@@ -226,7 +223,7 @@ def test_a_chat_that_asks_for_nothing_is_left_out_with_the_reason(
 
     [left_out] = made.left_out
     assert left_out.name == "rows.jsonl#1" and why in left_out.reason and left_out.is_fault
-    assert made.prompts is not None and made.prompts.count == 1
+    assert made.training.documents == 1
 
 
 @pytest.mark.parametrize("begins", [False, True])
