@@ -105,7 +105,7 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
         )
         keeping = _keeping(run, data, provider, None if is_new else before)
         in_flight = None
-        if writer is not None and checkpoint is not None and not is_new:
+        if writer is not None and checkpoint is not None:
             tensors = checkpoint.rollout_tensors()
             in_flight = rollouts_of(tensors, writer, checkpoint.step, ranks.rank)
     facts = _facts(run, loaded, data, teaching, writer)

@@ -1,6 +1,7 @@
 """For fixed rollouts, loss and gradients are those of the float64 reference."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,8 +72,8 @@ def learnt_by(
         )
     for part in (ROLLOUTS[:2], ROLLOUTS[2:]):
         batch = batch_of_rollouts(part)
-        targets = ask(teacher, batch, asked, objective.temperature)
-        batches.append(WrittenBatch(batch, lambda targets=targets: targets, part))
+        answer = partial(ask, teacher, batch, asked, objective.temperature)
+        batches.append(WrittenBatch(batch, answer, part))
     positions = sum(part.batch.num_valid for part in batches)
     return [_micro_step(parts, part, objective, positions) for part in batches], positions
 
@@ -132,6 +133,7 @@ def test_loss_and_gradients_are_the_references(
     assert metrics["loss/total"] == pytest.approx(total, rel=1e-6)
     largest = max(float(grad.abs().max()) for grad in expected.values())
     for name, parameter in student.model.named_parameters():
+        assert parameter.grad is not None
         difference = (parameter.grad - expected[name]).abs().max()
         assert difference <= LIMIT["float32"] * largest, name
 

@@ -226,7 +226,21 @@ def test_other_students_write_too_and_resume_exactly(
     assert weights(folder) == weights(whole)
 
 
-def test_a_fork_begins_without_rollouts_in_flight(home: Home, on_policy: OnPolicy) -> None:
+@pytest.mark.parametrize(
+    ("changes", "keeps"),
+    [
+        ({}, True),
+        ({"rollout": {"keep": False}}, True),
+        ({"rollout": {"temperature": 0.5}}, False),
+        ({"seed": 9}, False),
+        ({"batch": {"sequences_per_step": 2}}, False),
+        ({"data": {"seq_len": 6}}, False),
+        ({"rollout": None}, False),
+    ],
+)
+def test_a_fork_goes_on_with_the_rollouts_in_flight_if_its_student_writes_the_same_rows(
+    home: Home, on_policy: OnPolicy, changes: dict[str, Any], keeps: bool
+) -> None:
     source = on_policy(rollout={"stale_steps": 1}, **CONSTANT)
     assert trained(home, source) == 0
     newest = sorted(source.checkpoints_path.glob("step-*"))[-1]
@@ -236,9 +250,15 @@ def test_a_fork_begins_without_rollouts_in_flight(home: Home, on_policy: OnPolic
     assert held["lengths_R"].sum() == len(held["ids"])
     state = json.loads((newest / "state.json").read_bytes())
     identity = TeacherIdentity(state["teacher_model"], state["teacher_fingerprint"])
-    fork = forked(home, source, {"schedule": {"steps": 8}}, teacher=identity)
+    fork = forked(home, source, {"schedule": {"steps": 8}, **changes}, teacher=identity)
+    begins = fork.checkpoints_path / newest.name
+    assert (begins / "rollouts.safetensors").exists() is keeps
     assert trained(home, fork, resume=True) == 0, status_of(fork).message
     assert lines_of(fork)[-1]["step"] == 8
+    if changes == {}:
+        with_steps(source, 8)
+        assert trained(home, source, resume=True) == 0
+        assert weights(fork) == weights(source)
 
 
 def test_damaged_rollouts_in_flight_make_an_earlier_checkpoint_the_newest(
