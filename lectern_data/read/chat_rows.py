@@ -37,6 +37,35 @@ def chat_json(
     Raises:
         UnusableError: the row has no chat, or one that cannot be learnt.
     """
+    chat = _chat(row, field, arguments, columnar=columnar)
+    _require_learnt(chat["messages"])
+    return _json_of(chat)
+
+
+def prompt_json(
+    row: Mapping[str, Any], field: str, arguments: tuple[str, ...] = (), *, columnar: bool = False
+) -> str:
+    """Returns a row's chat as `chat_json` does, without the assistant's messages at its end.
+
+    So a chat that ends with a question, which nobody has answered yet, is a prompt as it is.
+
+    What is wrong with those is no concern of a prompt.
+
+    Raises:
+        UnusableError: the row has no chat, or one in which only the assistant speaks.
+    """
+    given = _given(row.get(field), field)
+    while given and isinstance(given[-1], Mapping) and given[-1].get("role") == ASSISTANT:
+        given = given[:-1]
+    if not given:
+        raise UnusableError("only the assistant speaks: nothing asks for an answer")
+    return _json_of(_chat({**row, field: given}, field, arguments, columnar=columnar))
+
+
+def _chat(
+    row: Mapping[str, Any], field: str, arguments: tuple[str, ...], *, columnar: bool
+) -> dict[str, Any]:
+    """Returns a row's messages, and what stands beside them, each checked."""
     values = {name: row[name] for name in (field, *CHAT_FIELDS, *arguments) if name in row}
     if columnar:
         values = {name: without_nulls(value) for name, value in values.items()}
@@ -55,6 +84,10 @@ def chat_json(
             raise UnusableError(f"its {name!r} and that in its {ARGUMENTS_FIELD!r} differ")
     if beside or given:
         chat["arguments"] = {**beside, **given}
+    return chat
+
+
+def _json_of(chat: dict[str, Any]) -> str:
     try:
         return _dumped(chat if len(chat) > 1 else chat["messages"])
     except (TypeError, ValueError, RecursionError):
@@ -108,16 +141,22 @@ def called(message: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [*calls, old_style] if old_style is not None else calls
 
 
-def _messages(value: Any, field: str) -> list[dict[str, Any]]:
+def _given(value: Any, field: str) -> list[Any]:
     given = _parsed(value)
     if not isinstance(given, list) or not given:
         raise UnusableError(f"has no messages under {field!r}")
-    messages = [_message(message, number) for number, message in enumerate(given, 1)]
+    return given
+
+
+def _messages(value: Any, field: str) -> list[dict[str, Any]]:
+    return [_message(message, number) for number, message in enumerate(_given(value, field), 1)]
+
+
+def _require_learnt(messages: list[dict[str, Any]]) -> None:
     if not any(message["role"] == ASSISTANT for message in messages):
         raise UnusableError("has no turn of the assistant, so nothing would be learnt from it")
     if not any(map(is_learnt, messages)):
         raise UnusableError("every message of the assistant has the weight 0: nothing is learnt")
-    return messages
 
 
 def _message(message: Any, number: int) -> dict[str, Any]:
