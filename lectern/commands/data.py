@@ -1,28 +1,35 @@
 """`lectern data`: prepares datasets on this machine."""
 
 import datetime
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lectern import console
+from lectern.commands.options import generate as asking
 from lectern.commands.options import prepare as options
 from lectern.options import Home, Json, command_group, roots_of
+from lectern.terminal.generated import generated_lines
 from lectern_common.errors import InvalidRequest
 from lectern_common.words import counted, inert_name
 
 if TYPE_CHECKING:
     from lectern_common.tokens.chat_rows import ChatShares
+    from lectern_data.asking.generate import Generated
     from lectern_data.prepare import Prepared
+    from lectern_data.read.documents import LeftOut
     from lectern_data.read.hub import HubDataset
     from lectern_data.read.rows import Content
-    from lectern_data.settings import PrepareSettings
+    from lectern_data.settings import Progress
     from lectern_data.write.written_parts import Part
 
 app = command_group("Prepare datasets.")
 NAMES_SHOWN = 20
 # What the stages of a preparation count.
 UNITS = {
+    "asking": "for answers",
     "fetching": "rows",
     "reading": "bytes",
     "tokenizer": "training, documents",
@@ -71,6 +78,7 @@ def prepare(
     OUTPUT-validation. Both appear whole or not at all, and the same input gives the same bytes. If
     the command is killed, run it again: it continues where it was.
     """
+    from lectern_data.prepare import prepare as prepare_data
     from lectern_data.settings import PrepareSettings
 
     settings = PrepareSettings(
@@ -95,31 +103,111 @@ def prepare(
         workers=workers,
         force=force,
     )
-    prepared = _prepared(settings)
-    _report(prepared, chat=chat, as_json=as_json)
+    with _shown() as on_progress:
+        prepared = prepare_data(settings, on_progress=on_progress, on_event=console.note)
+    _report_left_out(prepared.left_out)
+    if as_json:
+        console.print_json(asdict(prepared))
+    else:
+        _report(prepared, chat=chat)
     if prepared.vocab_size < (train_tokenizer or 0):
         console.note(
             f"the text gave a vocabulary of {prepared.vocab_size:,} tokens, not {train_tokenizer:,}"
         )
 
 
-def _prepared(settings: "PrepareSettings") -> "Prepared":
-    """Prepares the dataset, and shows how far each stage is."""
-    from lectern_data.prepare import prepare as prepare_data
+@app.command(
+    epilog="Example: lectern data generate prompts.jsonl --from http://127.0.0.1:8000/v1 "
+    "--model ./qwen --output qwen-answers"
+)
+def generate(
+    prompts: asking.Prompts,
+    *,
+    server: asking.From,
+    model: asking.Model,
+    output: asking.Output,
+    tokenizer: asking.TokenizerPath = None,
+    send: asking.Send = "auto",
+    prompt_field: asking.PromptField = None,
+    messages_field: asking.MessagesField = None,
+    samples: asking.Samples = 1,
+    seed: asking.Seed = 0,
+    max_tokens: asking.MaxTokens = 1024,
+    temperature: asking.Temperature = None,
+    top_p: asking.TopP = None,
+    cut: asking.Cut = "keep",
+    concurrency: asking.Concurrency = 16,
+    timeout_seconds: asking.TimeoutSeconds = 600.0,
+    outage_seconds: asking.OutageSeconds = 600.0,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    validation_fraction: options.ValidationFraction = 0.01,
+    max_fault_fraction: asking.MaxFaultFraction = 0.01,
+    force: asking.Force = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Ask a model for answers to prompts, and make a dataset of them.
 
+    Any server with the OpenAI interface will do: vLLM, SGLang, llama.cpp, transformers serve. Each
+    answer is kept as soon as it is there: if the command is killed, or the server goes away, run it
+    again, and it asks only for the others.
+    """
+    from lectern_data.asking.generate import generate as generate_data
+    from lectern_data.asking.settings import ANSWERS_SUFFIX, GenerateSettings
+
+    is_file = output.endswith(ANSWERS_SUFFIX)
+    settings = GenerateSettings(
+        inputs=prompts,
+        server=server,
+        model=model,
+        output=Path(output) if is_file else _output_folder(output, home),
+        tokenizer=tokenizer,
+        send=send,
+        prompt_field=prompt_field,
+        messages_field=messages_field,
+        samples=samples,
+        seed=seed,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        keep_cut=cut == "keep",
+        concurrency=concurrency,
+        timeout_seconds=timeout_seconds,
+        outage_seconds=outage_seconds,
+        include=include or (),
+        exclude=exclude or (),
+        validation_fraction=validation_fraction,
+        max_fault_fraction=max_fault_fraction,
+        force=force,
+    )
+    with _shown() as on_progress:
+        generated = generate_data(settings, on_progress=on_progress, on_event=console.note)
+    _report_generated(generated, as_json=as_json)
+
+
+@contextmanager
+def _shown() -> "Iterator[Progress]":
+    """Yields a function that shows how far each stage of a preparation is."""
     with console.progress() as advance:
-
-        def on_progress(stage: str, done: int, total: int) -> None:
-            advance(f"{stage} {UNITS[stage]}", done, total)
-
-        return prepare_data(settings, on_progress=on_progress, on_event=console.note)
+        yield lambda stage, done, total: advance(f"{stage} {UNITS[stage]}", done, total)
 
 
-def _report(prepared: "Prepared", *, chat: bool, as_json: bool) -> None:
-    _report_left_out(prepared)
+def _report_generated(generated: "Generated", *, as_json: bool) -> None:
+    left_out = generated.left_out
+    if generated.prepared is not None:
+        left_out = left_out + generated.prepared.left_out
+    _report_left_out(left_out)
     if as_json:
-        console.print_json(asdict(prepared))
+        console.print_json(asdict(generated))
         return
+    for line in generated_lines(generated):
+        print(line)
+    if generated.prepared is not None:
+        _report(generated.prepared, chat=generated.prepared.chat_shares != [])
+
+
+def _report(prepared: "Prepared", *, chat: bool) -> None:
     for part in (prepared.training, prepared.validation):
         if part is not None:
             print(_summary(part, chat=chat))
@@ -214,9 +302,9 @@ def _shares(cut: "ChatShares", others: "list[ChatShares]") -> str:
     return words
 
 
-def _report_left_out(prepared: "Prepared") -> None:
+def _report_left_out(entries: "Sequence[LeftOut]") -> None:
     """Prints how many documents were left out, and names them: faults first, then empty ones."""
-    left_out = sorted(prepared.left_out, key=lambda entry: not entry.is_fault)
+    left_out = sorted(entries, key=lambda entry: not entry.is_fault)
     if not left_out:
         return
     total = sum(entry.documents for entry in left_out)
