@@ -1,7 +1,7 @@
-"""`lectern data`: prepares datasets on this machine."""
+"""`lectern data`: prepares datasets on this machine, of text or of a model's answers."""
 
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -12,21 +12,16 @@ from lectern.commands.options import generate as asking
 from lectern.commands.options import prepare as options
 from lectern.options import Home, Json, command_group, roots_of
 from lectern.terminal.generated import generated_lines
+from lectern.terminal.prepared import print_left_out, print_prepared
 from lectern_common.errors import InvalidRequest
-from lectern_common.words import counted, inert_name
 
 if TYPE_CHECKING:
-    from lectern_common.tokens.chat_rows import ChatShares
     from lectern_data.asking.generate import Generated
-    from lectern_data.prepare import Prepared
-    from lectern_data.read.documents import LeftOut
     from lectern_data.read.hub import HubDataset
     from lectern_data.read.rows import Content
     from lectern_data.settings import Progress
-    from lectern_data.write.written_parts import Part
 
-app = command_group("Prepare datasets.")
-NAMES_SHOWN = 20
+app = command_group("Prepare datasets, or have a model write them.")
 # What the stages of a preparation count.
 UNITS = {
     "asking": "for answers",
@@ -48,11 +43,12 @@ def prepare(
     output: options.Output,
     tokenizer: options.TokenizerPath = None,
     train_tokenizer: options.TrainTokenizer = None,
-    eos_policy: options.Eos = "after",
+    prompts: options.Prompts = False,
+    eos_policy: options.Eos = None,
     eos_token: options.EosToken = None,
     bos_policy: options.BosPolicy = "auto",
-    validation_fraction: options.ValidationFraction = 0.01,
-    seed: options.Seed = 0,
+    validation_fraction: options.ValidationFraction = None,
+    seed: options.Seed = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
     text_field: options.TextField = None,
@@ -72,29 +68,34 @@ def prepare(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Turn text into token shards to train on.
+    """Turn text into token shards to train on, or into a prompt set to continue.
 
     Writes a dataset (shards, manifest, tokenizer) to OUTPUT, and the held-out documents to
-    OUTPUT-validation. Both appear whole or not at all, and the same input gives the same bytes. If
-    the command is killed, run it again: it continues where it was.
+    OUTPUT-validation; with --prompts, only a prompt set to OUTPUT. They appear whole or not at all,
+    and the same input gives the same bytes. If the command is killed, run it again: it continues
+    where it was.
     """
     from lectern_data.prepare import prepare as prepare_data
     from lectern_data.settings import PrepareSettings
 
+    if prompts and seed is not None:
+        raise InvalidRequest("--seed does not fit --prompts: no prompts are held out", "seed")
+    if validation_fraction is None:
+        validation_fraction = 0.0 if prompts else PrepareSettings.validation_fraction
     settings = PrepareSettings(
         inputs=inputs or [],
         output=_output_folder(output, home),
         hub_dataset=_hub_dataset(hub, hub_config, hub_split, hub_revision),
         tokenizer=tokenizer,
         train_vocab_size=train_tokenizer,
-        eos_policy=eos_policy,
+        eos_policy=eos_policy or ("none" if prompts else PrepareSettings.eos_policy),
         eos_token=eos_token,
         bos_policy=bos_policy,
         validation_fraction=validation_fraction,
-        seed=seed,
+        seed=PrepareSettings.seed if seed is None else seed,
         include=include or (),
         exclude=exclude or (),
-        content=_content(text_field, messages_field, chat=chat),
+        content=_content(text_field, messages_field, chat=chat, prompts=prompts),
         date=_date(date),
         shard_tokens=shard_tokens,
         seq_length_hint=seq_length_hint,
@@ -105,11 +106,11 @@ def prepare(
     )
     with _shown() as on_progress:
         prepared = prepare_data(settings, on_progress=on_progress, on_event=console.note)
-    _report_left_out(prepared.left_out)
+    print_left_out(prepared.left_out)
     if as_json:
         console.print_json(asdict(prepared))
     else:
-        _report(prepared, chat=chat)
+        print_prepared(prepared, chat=chat)
     if prepared.vocab_size < (train_tokenizer or 0):
         console.note(
             f"the text gave a vocabulary of {prepared.vocab_size:,} tokens, not {train_tokenizer:,}"
@@ -197,41 +198,32 @@ def _report_generated(generated: "Generated", *, as_json: bool) -> None:
     left_out = generated.left_out
     if generated.prepared is not None:
         left_out = left_out + generated.prepared.left_out
-    _report_left_out(left_out)
+    print_left_out(left_out)
     if as_json:
         console.print_json(asdict(generated))
         return
     for line in generated_lines(generated):
         print(line)
     if generated.prepared is not None:
-        _report(generated.prepared, chat=generated.prepared.chat_shares != [])
-
-
-def _report(prepared: "Prepared", *, chat: bool) -> None:
-    for part in (prepared.training, prepared.validation):
-        if part is not None:
-            print(_summary(part, chat=chat))
-    print(_edges(prepared, "chat" if chat else "document"))
-    for cut in prepared.chat_shares:
-        if cut.rule == "cut":
-            print(_shares(cut, prepared.chat_shares))
-    print(f"vocabulary of {prepared.vocab_size:,} tokens; took {prepared.seconds:,.1f} s")
+        print_prepared(generated.prepared, chat=generated.prepared.chat_shares != [])
 
 
 def _output_folder(output: str, home: Path | None) -> Path:
     return Path(output) if "/" in output else roots_of(home).data / output
 
 
-def _content(text_field: str | None, messages_field: str | None, *, chat: bool) -> "Content":
-    from lectern_data.read.rows import MESSAGES_FIELD, TEXT_FIELD, Content
+def _content(
+    text_field: str | None, messages_field: str | None, *, chat: bool, prompts: bool
+) -> "Content":
+    from lectern_data.read.rows import MESSAGES_FIELD, PROMPT_FIELD, TEXT_FIELD, Content
 
     if chat and text_field is not None:
         raise InvalidRequest("--text-field has no effect with --chat", "text_field")
     if not chat and messages_field is not None:
         raise InvalidRequest("--messages-field has no effect without --chat", "messages_field")
     if chat:
-        return Content(messages_field or MESSAGES_FIELD, is_chat=True)
-    return Content(text_field or TEXT_FIELD)
+        return Content(messages_field or MESSAGES_FIELD, is_chat=True, is_prompt=prompts)
+    return Content(text_field or (PROMPT_FIELD if prompts else TEXT_FIELD), is_prompt=prompts)
 
 
 def _date(text: str | None) -> datetime.date | None:
@@ -254,64 +246,3 @@ def _hub_dataset(
         if value is not None:
             raise InvalidRequest(f"--hub-{option} has no effect without --hub", f"hub_{option}")
     return None
-
-
-def _summary(part: "Part", *, chat: bool) -> str:
-    learnt = f", {counted(part.learnt_tokens, 'token')} from the assistant" if chat else ""
-    several = ""
-    if chat and part.sequences != part.documents:
-        several = f" in {counted(part.sequences, 'sequence')}"
-    return (
-        f"{inert_name(part.path)}: {counted(part.tokens, 'token')} from "
-        f"{counted(part.documents, 'document')}{several} "
-        f"({part.text_bytes / part.tokens:.2f} bytes per token), {counted(part.shards, 'shard')}"
-        f"{learnt}"
-    )
-
-
-def _edges(prepared: "Prepared", what: str) -> str:
-    """Returns which tokens begin and end a document, and why these."""
-    if prepared.eos_token is None:
-        end = f"no token ends a {what} (--eos-policy none)"
-        if what == "chat":
-            end = "a chat ends as its template writes it; no token is added (--eos-policy none)"
-    else:
-        end = f"a {what} ends in {prepared.eos_token} (id {prepared.eos_token_id}): "
-        end += f"{prepared.eos_from}"
-    named = f"{prepared.bos_token} (id {prepared.bos_token_id})"
-    begin = {
-        "none": f"no token begins a {what}",
-        "document": f"a {what} begins with {named}",
-        "row": f"{named} begins each row of a run",
-    }[prepared.bos_policy]
-    return f"{begin}: {prepared.bos_from}\n{end}"
-
-
-def _shares(cut: "ChatShares", others: "list[ChatShares]") -> str:
-    """Returns what rows of one length make of the chats."""
-    words = (
-        f"data.seq_len {cut.seq_len:,}: {counted(cut.rows, 'row')}, {cut.padding:.1%} padding, "
-        f"{cut.labels_of_positions:.1%} of positions learnt"
-    )
-    if cut.longer:
-        [drop] = (one for one in others if one.rule == "drop" and one.seq_len == cut.seq_len)
-        words += (
-            f"; {cut.longer:,} of {counted(cut.chats, 'chat')} longer: data.long_chats cut loses "
-            f"{cut.labels_lost:.1%} of what is learnt, drop {drop.labels_lost:.1%}"
-        )
-    return words
-
-
-def _report_left_out(entries: "Sequence[LeftOut]") -> None:
-    """Prints how many documents were left out, and names them: faults first, then empty ones."""
-    left_out = sorted(entries, key=lambda entry: not entry.is_fault)
-    if not left_out:
-        return
-    total = sum(entry.documents for entry in left_out)
-    harmless = sum(entry.documents for entry in left_out if not entry.is_fault)
-    apart = f", {harmless:,} of them without a fault" if 0 < harmless < total else ""
-    console.note(f"left out: {counted(total, 'document')}{apart}")
-    for entry in left_out[:NAMES_SHOWN]:
-        console.note(f"  {entry.name}: {entry.reason}")
-    if len(left_out) > NAMES_SHOWN:
-        console.note(f"  and {len(left_out) - NAMES_SHOWN:,} more (--json lists them all)")

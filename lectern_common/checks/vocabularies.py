@@ -20,7 +20,7 @@ from lectern_common.tokens.shards import (
     ShardManifest,
     blocks_of,
     open_shards,
-    read_manifest,
+    read_any_manifest,
 )
 from lectern_common.tokens.tokenizer_map import (
     TokenizerMap,
@@ -157,7 +157,7 @@ def used_ids(folders: Sequence[Path], ids: Iterable[int]) -> set[int] | None:
         return None
     try:
         for folder in folders:
-            manifest = read_manifest(folder)
+            manifest = read_any_manifest(folder)
             begins = manifest.row_bos_id  # only in the rows, not in the shards
             if begins is not None and begins in wanted:
                 return {begins}

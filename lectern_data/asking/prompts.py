@@ -12,7 +12,7 @@ from lectern_common.errors import InvalidRequest
 from lectern_common.words import inert_name
 from lectern_data.asking.settings import GenerateSettings
 from lectern_data.left_out import Faults
-from lectern_data.read.chat_rows import field_names, prompt_json
+from lectern_data.read.chat_rows import chat_json, field_names
 from lectern_data.read.compressed import READ_ERRORS, opened, suffix_of
 from lectern_data.read.documents import Document, LeftOut, texts_of
 from lectern_data.read.input_files import find_files
@@ -21,6 +21,7 @@ from lectern_data.read.rows import (
     JSON_LINES_SUFFIXES,
     MESSAGES_FIELD,
     PARQUET_SUFFIXES,
+    PROMPT_FIELD,
     ROW_SUFFIXES,
     Content,
     open_parquet,
@@ -28,7 +29,6 @@ from lectern_data.read.rows import (
 from lectern_data.read.scan import MAX_DOCUMENT_BYTES, scan
 from lectern_data.read.unusable import UnusableError, listed
 
-PROMPT_FIELD = "prompt"
 _ROWS_LOOKED_AT = 100
 
 
@@ -36,13 +36,14 @@ _ROWS_LOOKED_AT = 100
 class PromptContent(Content):
     """The field of a row that holds its prompt, as a chat or as a text.
 
-    The document of a row is JSON: a text, or a chat as `prompt_json` writes it. A text with tools
+    The document of a row is JSON: a text, or a chat as `chat_json` writes it. A text with tools
     or the like beside it is a chat of one message. With `takes_text` False, a text is a chat's
     JSON.
     """
 
     field: str = MESSAGES_FIELD
     is_chat: bool = True
+    is_prompt: bool = True
     takes_text: bool = False
 
     def of(self, row: Any, *, columnar: bool = False) -> str:
@@ -58,7 +59,9 @@ class PromptContent(Content):
             if not any(row.get(name) is not None for name in self.columns[1:]):
                 return _checked(json.dumps(value, ensure_ascii=False))
             row = {**row, self.field: [{"role": "user", "content": value}]}
-        return _checked(prompt_json(row, self.field, self.arguments, columnar=columnar))
+        return _checked(
+            chat_json(row, self.field, self.arguments, columnar=columnar, is_prompt=True)
+        )
 
     def instead(self, fields: Iterable[str]) -> str:
         """Returns the fields that a row has, and what to set."""

@@ -87,6 +87,17 @@ def sequences_of(
     return sequences, 0 if is_whole_and_marked else greetings
 
 
+def prompt_of(chat: Renderings) -> Sequence:
+    """Returns what a model is given to answer a chat, whose last message is not the assistant's.
+
+    Nothing of it is learnt.
+
+    Raises:
+        UnusableError: the template fails on the chat.
+    """
+    return Sequence(chat.prompt(len(chat.messages)), [])
+
+
 def _first_question(roles: list[str]) -> int:
     """Returns the place of the first message that asks for something; all if there is none.
 

@@ -14,7 +14,8 @@ class Chat:
     """A chat.
 
     Attributes:
-        messages: at least one of the assistant; `content` is None if a turn only calls tools.
+        messages: at least one, of the assistant unless it is a prompt; `content` is None if a turn
+            only calls tools.
         inputs: what the template gets besides: tools, documents, and other names.
     """
 

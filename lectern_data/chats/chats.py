@@ -1,5 +1,7 @@
 """Encodes chats as token ids, with a mask of the assistant's tokens: only they carry loss.
 
+Or as prompts: then step 4 is the prompt for the next message, and nothing is learnt.
+
     ChatEncoder.encode
       1. marks control tokens that the chat only spells      control_tokens.py
       2. chooses the form that the template takes            forms.py
@@ -20,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from lectern_data.chats.answers import Sequence, sequences_of
+from lectern_data.chats.answers import Sequence, prompt_of, sequences_of
 from lectern_data.chats.chat import Chat, Renderings
 from lectern_data.chats.chat_template import ChatTemplate
 from lectern_data.chats.control_tokens import ControlTokens, Tokens
@@ -80,14 +82,17 @@ class ChatEncoder:
         tokenizer: Tokenizer,
         template: ChatTemplate,
         tool_template: ChatTemplate | None = None,
+        *,
+        is_prompt: bool = False,
     ) -> None:
-        """`tool_template` is for chats with tools; None means the same."""
+        """`tool_template` is for chats with tools; None means the same. See the module."""
         tokenizer.encode_special_tokens = False
         # Without special tokens to add, all that a post-processor does is to trim the offsets.
         tokenizer.post_processor = None
         self._tokenizer = tokenizer
         self._template = template
         self._tool_template = tool_template or template
+        self._is_prompt = is_prompt
         self._control = ControlTokens(tokenizer)
 
     def encode(self, chats: list[str]) -> Iterator[EncodedChat | UnusableError]:
@@ -151,6 +156,11 @@ class ChatEncoder:
         marked, mark = self._control.marked(chat.without_weights(), template.looked_for)
         form = fitted(template, marked)
         renderings = Renderings(template, form)
+        if self._is_prompt:
+            prompt = prompt_of(renderings)
+            require_turns(template, form, prompt.text, is_prompt=True)
+            prompt = self._control.unmarked(prompt, mark) if mark else prompt
+            return _Rendered([prompt], 0, bool(mark))
         require_turns(template, form, renderings.text(len(form.messages)))
         context = {
             index

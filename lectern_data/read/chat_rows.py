@@ -24,7 +24,12 @@ _NOT_ARGUMENTS = ("messages", "chat_template", "add_generation_prompt", "continu
 
 
 def chat_json(
-    row: Mapping[str, Any], field: str, arguments: tuple[str, ...] = (), *, columnar: bool = False
+    row: Mapping[str, Any],
+    field: str,
+    arguments: tuple[str, ...] = (),
+    *,
+    columnar: bool = False,
+    is_prompt: bool = False,
 ) -> str:
     """Returns a row's chat as JSON: its messages; or, if something stands beside them, an object.
 
@@ -33,43 +38,18 @@ def chat_json(
         field: where its messages are.
         arguments: further fields that the chat template reads.
         columnar: the row's nulls mean "not there".
+        is_prompt: only what comes before the assistant's messages at its end is wanted.
 
     Raises:
         UnusableError: the row has no chat, or one that cannot be learnt.
     """
-    chat = _chat(row, field, arguments, columnar=columnar)
-    _require_learnt(chat["messages"])
-    return _json_of(chat)
-
-
-def prompt_json(
-    row: Mapping[str, Any], field: str, arguments: tuple[str, ...] = (), *, columnar: bool = False
-) -> str:
-    """Returns a row's chat as `chat_json` does, without the assistant's messages at its end.
-
-    So a chat that ends with a question, which nobody has answered yet, is a prompt as it is.
-
-    What is wrong with those is no concern of a prompt.
-
-    Raises:
-        UnusableError: the row has no chat, or one in which only the assistant speaks.
-    """
-    given = _given(row.get(field), field)
-    while given and isinstance(given[-1], Mapping) and given[-1].get("role") == ASSISTANT:
-        given = given[:-1]
-    if not given:
-        raise UnusableError("only the assistant speaks: nothing asks for an answer")
-    return _json_of(_chat({**row, field: given}, field, arguments, columnar=columnar))
-
-
-def _chat(
-    row: Mapping[str, Any], field: str, arguments: tuple[str, ...], *, columnar: bool
-) -> dict[str, Any]:
-    """Returns a row's messages, and what stands beside them, each checked."""
     values = {name: row[name] for name in (field, *CHAT_FIELDS, *arguments) if name in row}
     if columnar:
         values = {name: without_nulls(value) for name, value in values.items()}
-    chat: dict[str, Any] = {"messages": _messages(values.pop(field, None), field)}
+    said = values.pop(field, None)
+    chat: dict[str, Any] = {
+        "messages": _asking(said, field) if is_prompt else _messages(said, field)
+    }
     given = _arguments(values.pop(ARGUMENTS_FIELD, None))
     for name in (TOOLS_FIELD, DOCUMENTS_FIELD):
         items = _mappings(values.pop(name, None), name)
@@ -84,10 +64,6 @@ def _chat(
             raise UnusableError(f"its {name!r} and that in its {ARGUMENTS_FIELD!r} differ")
     if beside or given:
         chat["arguments"] = {**beside, **given}
-    return chat
-
-
-def _json_of(chat: dict[str, Any]) -> str:
     try:
         return _dumped(chat if len(chat) > 1 else chat["messages"])
     except (TypeError, ValueError, RecursionError):
@@ -141,6 +117,16 @@ def called(message: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [*calls, old_style] if old_style is not None else calls
 
 
+def _asking(value: Any, field: str) -> list[dict[str, Any]]:
+    """Returns the messages without the assistant's at the end: what asks for those."""
+    given = list(_given(value, field))
+    while given and isinstance(given[-1], Mapping) and given[-1].get("role") == ASSISTANT:
+        given.pop()
+    if not given:
+        raise UnusableError("the assistant speaks only before anything is asked")
+    return [_message(message, number) for number, message in enumerate(given, 1)]
+
+
 def _given(value: Any, field: str) -> list[Any]:
     given = _parsed(value)
     if not isinstance(given, list) or not given:
@@ -149,14 +135,12 @@ def _given(value: Any, field: str) -> list[Any]:
 
 
 def _messages(value: Any, field: str) -> list[dict[str, Any]]:
-    return [_message(message, number) for number, message in enumerate(_given(value, field), 1)]
-
-
-def _require_learnt(messages: list[dict[str, Any]]) -> None:
+    messages = [_message(message, number) for number, message in enumerate(_given(value, field), 1)]
     if not any(message["role"] == ASSISTANT for message in messages):
         raise UnusableError("has no turn of the assistant, so nothing would be learnt from it")
     if not any(map(is_learnt, messages)):
         raise UnusableError("every message of the assistant has the weight 0: nothing is learnt")
+    return messages
 
 
 def _message(message: Any, number: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ PARQUET_SUFFIXES = (".parquet",)
 ROW_SUFFIXES = JSON_LINES_SUFFIXES + JSON_SUFFIXES + PARQUET_SUFFIXES
 TEXT_FIELD = "text"
 MESSAGES_FIELD = "messages"
+PROMPT_FIELD = "prompt"
 # Rows of a Parquet row group in memory at a time.
 _ROWS_AT_A_TIME = 256
 
@@ -31,12 +32,19 @@ _ROWS_AT_A_TIME = 256
 class Content:
     """The field of a row that is its document: a text, or a chat ([{role, content}, ...]).
 
-    `arguments` are further fields that the chat template reads, besides tools and documents.
+    `arguments` are further fields that the chat template reads, besides tools and documents. With
+    `is_prompt`, a text is a prompt, and of a chat the part that asks for its last answer.
     """
 
     field: str = TEXT_FIELD
     is_chat: bool = False
     arguments: tuple[str, ...] = ()
+    is_prompt: bool = False
+
+    @property
+    def is_checked_last(self) -> bool:
+        """Whether encoding may still show that a document cannot be used."""
+        return self.is_chat or self.is_prompt
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -62,9 +70,13 @@ class Content:
         if value is None or (self.is_chat and value == []):
             return ""
         if self.is_chat:
-            value = chat_json(row, self.field, self.arguments, columnar=columnar)
+            value = chat_json(
+                row, self.field, self.arguments, columnar=columnar, is_prompt=self.is_prompt
+            )
         elif not isinstance(value, str):
-            raise UnusableError(f"has no {self._kind} under {self.field!r}")
+            is_chat = isinstance(value, list) and self.is_prompt
+            why = f", but a list; add --chat --messages-field {self.field}" if is_chat else ""
+            raise UnusableError(f"has no {self._kind} under {self.field!r}{why}")
         try:
             value.encode()
         except UnicodeEncodeError:

@@ -59,8 +59,20 @@ class Layout:
 
     @property
     def is_masked(self) -> bool:
-        """Not every token is learnt: of a chat the assistant's, of a text all but its beginning."""
+        """Not every token is learnt: of a chat the assistant's, of a text all but its beginning.
+
+        Of a prompt nothing is, which needs no mask.
+        """
+        if self.content.is_prompt:
+            return False
         return self.content.is_chat or self.bos_policy == "document"
+
+    @property
+    def holds(self) -> Literal["text", "chats", "prompts"]:
+        """What a document is, as the manifest says it."""
+        if self.content.is_prompt:
+            return "prompts"
+        return "chats" if self.content.is_chat else "text"
 
 
 def write_part(
@@ -148,7 +160,8 @@ def _write_shards(
             is_there = np.diff(begins) > 0
             ids, mask, starts = beginnings.put_before(ids, mask, begins[:-1][is_there])
             writer.append(ids, mask, starts, _begins_chat(encoded, is_there))
-            learnt += len(ids) if mask is None else int(np.count_nonzero(mask))
+            if not layout.content.is_prompt:
+                learnt += len(ids) if mask is None else int(np.count_nonzero(mask))
             done += len(piece.documents)
             on_progress(done, total)
         if writer.total_tokens == 0:
@@ -163,7 +176,7 @@ def _manifest(written: _Written, tokenizer: DatasetTokenizer, layout: Layout) ->
             "tokenizer_sha256": tokenizer_sha256(tokenizer.tokens),
             "eos_policy": layout.eos_policy,
             "eos_token_id": _eos_token_id(tokenizer, layout),
-            "content": "chats" if layout.content.is_chat else "text",
+            "content": layout.holds,
             "bos_policy": written.bos_policy,
             "bos_token_id": None if written.bos_policy == "none" else layout.bos_token_id,
             "seq_length_hint": layout.seq_length_hint,
@@ -281,10 +294,12 @@ class _BeginTokens:
         if policy == "none":
             return ids, mask, starts
         places = starts[lacks]
-        learnt = np.ones(len(ids), np.uint8) if mask is None else mask
+        if self._layout.is_masked:
+            learnt = np.ones(len(ids), np.uint8) if mask is None else mask
+            mask = np.insert(learnt, places, np.uint8(0))
         return (
             np.insert(ids, places, np.uint32(token_id)),
-            np.insert(learnt, places, np.uint8(0)),
+            mask,
             starts + np.cumsum(lacks) - lacks,
         )
 

@@ -29,9 +29,22 @@ TrainTokenizer = Annotated[
         show_default=False,
     ),
 ]
+Prompts = Annotated[
+    bool,
+    typer.Option(
+        "--prompts",
+        help="Make a prompt set, for a student to continue: of each row the text under `prompt`, "
+        "or with --chat the chat without the assistant's last message, up to where its answer "
+        "begins.",
+    ),
+]
 Eos = Annotated[
-    Literal["none", "between", "after"],
-    typer.Option(help="Put the end-of-text token after each document, between them, or nowhere."),
+    Literal["none", "between", "after"] | None,
+    typer.Option(
+        help="Put the end-of-text token after each document, between them, or nowhere "
+        "[default: after; none with --prompts].",
+        show_default=False,
+    ),
 ]
 EosToken = Annotated[
     str | None,
@@ -50,12 +63,17 @@ BosPolicy = Annotated[
     ),
 ]
 ValidationFraction = Annotated[
-    float,
+    float | None,
     typer.Option(
-        help="Share of the text to hold out in OUTPUT-validation, in whole documents; 0 for none."
+        help="Share of the text to hold out in OUTPUT-validation, in whole documents; 0 for none "
+        "[default: 0.01; 0 with --prompts].",
+        show_default=False,
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed for choosing the held-out documents.")]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="Seed for choosing the held-out documents [default: 0].", show_default=False),
+]
 Include = Annotated[
     list[str] | None,
     typer.Option(
@@ -73,7 +91,10 @@ Exclude = Annotated[
 ]
 TextField = Annotated[
     str | None,
-    typer.Option(help="Field of a row that holds its text [default: text].", show_default=False),
+    typer.Option(
+        help="Field of a row that holds its text [default: text; prompt with --prompts].",
+        show_default=False,
+    ),
 ]
 Chat = Annotated[
     bool,

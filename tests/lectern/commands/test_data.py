@@ -46,7 +46,7 @@ def test_defaults_are_those_of_the_settings():
 
     shared = set_here.keys() & defaults.keys()
     assert {name: set_here[name] for name in shared} == {name: defaults[name] for name in shared}
-    assert len(shared) == 8
+    assert len(shared) == 5
 
 
 def test_a_small_text_gives_fewer_tokens_than_asked_for_and_says_so(lectern, texts, tmp_path):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lectern_data.read.chat_rows import prompt_json
+from lectern_data.read.chat_rows import chat_json
 from lectern_data.read.rows import Content
 from lectern_data.read.unusable import UnusableError
 
@@ -195,26 +195,26 @@ def test_arguments_that_are_json_stay_as_written(given: object) -> None:
 def test_a_prompt_is_what_stands_before_the_assistants_last_messages(roles: str, kept: str) -> None:
     names = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
     messages = [{"role": names[role], "content": str(at)} for at, role in enumerate(roles)]
-    found = json.loads(prompt_json({"chat": json.dumps(messages)}, "chat"))
+    found = json.loads(chat_json({"chat": json.dumps(messages)}, "chat", is_prompt=True))
     assert found == messages[: len(kept)]
 
 
 def test_a_prompt_keeps_what_stands_beside_the_messages() -> None:
     row = {"messages": [QUESTION, ANSWER], "tools": [{"name": "f"}], "loud": True}
-    found = json.loads(prompt_json(row, "messages", ("loud",)))
+    found = json.loads(chat_json(row, "messages", ("loud",), is_prompt=True))
     assert found == {"messages": [QUESTION], "tools": [{"name": "f"}], "arguments": {"loud": True}}
 
 
 def test_an_answer_that_is_not_kept_may_lack_its_content() -> None:
     row = {"messages": [QUESTION, {"role": "assistant", "content": None}]}
-    assert json.loads(prompt_json(row, "messages")) == [QUESTION]
+    assert json.loads(chat_json(row, "messages", is_prompt=True)) == [QUESTION]
 
 
 @pytest.mark.parametrize(
     ("messages", "why"),
     [
-        ([ANSWER], "only the assistant speaks"),
-        ([ANSWER, ANSWER], "only the assistant speaks"),
+        ([ANSWER], "speaks only before anything is asked"),
+        ([ANSWER, ANSWER], "speaks only before anything is asked"),
         ([], "has no messages under 'messages'"),
         (None, "has no messages under 'messages'"),
         ("hello", "has no messages under 'messages'"),
@@ -224,4 +224,4 @@ def test_an_answer_that_is_not_kept_may_lack_its_content() -> None:
 )
 def test_what_is_no_prompt_says_why(messages: Any, why: str) -> None:
     with pytest.raises(UnusableError, match=why):
-        prompt_json({"messages": messages}, "messages")
+        chat_json({"messages": messages}, "messages", is_prompt=True)
