@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from lectern_common.errors import Conflict, InvalidRequest, TeacherUnavailable
 from lectern_common.words import counted, inert_name
 from lectern_data.asking.answer import Answer, RefusedError, TryAgainError
-from lectern_data.asking.first import first_answer
+from lectern_data.asking.first import REMEDY, first_answer
 from lectern_data.asking.journal import Journal
 from lectern_data.asking.pool import MAX_TRIES, Asking
 from lectern_data.asking.preparation import Preparation
 from lectern_data.asking.prompts import Prompt, Prompts
 from lectern_data.asking.requests import Request, Requests
-from lectern_data.asking.server import Server
+from lectern_data.asking.server import NotOfferedError, Server
 from lectern_data.asking.settings import GenerateSettings, Way
 from lectern_data.read.unusable import UnusableError
 
@@ -79,6 +79,8 @@ class Call:
                 await asking.every(
                     self._todo(way), self._settings.concurrency, self._take, self._take_none
                 )
+            except NotOfferedError as error:
+                raise InvalidRequest(f"{error}; {REMEDY}", "from") from None
             finally:
                 self.retries = asking.retries
         self._require_few_failed()

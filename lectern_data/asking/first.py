@@ -9,6 +9,10 @@ from lectern_data.asking.requests import Request
 from lectern_data.asking.server import NotOfferedError
 from lectern_data.asking.settings import Way
 
+REMEDY = (
+    "set --from to the address before /chat/completions and /completions, which mostly ends in "
+    "/v1, or --send to what the server offers"
+)
 # A server without a chat template answers 500 to each chat.
 _TRIES = 2
 
@@ -45,12 +49,9 @@ async def first_answer(
                 say(f"prompts are sent as {_NAMES[way]} (--send {way}): {(missing + failed)[0]}")
             return way, request, answer
     if len(missing) == len(ways):
-        raise InvalidRequest(
-            f"{'; '.join(missing)}; set --from to the address before {_PATHS}", "from"
-        )
+        raise InvalidRequest(f"{'; '.join(missing)}; {REMEDY}", "from")
     # It may be this prompt: the next ones will show.
     return ways[0], None, None
 
 
 _NAMES: dict[Way, str] = {"chat": "chats", "text": "text"}
-_PATHS = "/chat/completions, which mostly ends in /v1"

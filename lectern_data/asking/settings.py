@@ -93,9 +93,12 @@ class GenerateSettings:
             raise InvalidRequest("--temperature must be at least 0", "temperature")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InvalidRequest("--top-p must be above 0 and at most 1", "top_p")
-        for name in ("max_fault_fraction", "validation_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InvalidRequest(f"--{name.replace('_', '-')} must be from 0 to 1", name)
+        if not 0 <= self.max_fault_fraction <= 1:
+            raise InvalidRequest("--max-fault-fraction must be from 0 to 1", "max_fault_fraction")
+        if not 0 <= self.validation_fraction < 1:
+            raise InvalidRequest(
+                "--validation-fraction must be at least 0 and below 1", "validation_fraction"
+            )
         if self.makes_dataset and self.tokenizer_path is None:
             raise InvalidRequest(
                 "a dataset needs the tokenizer: set --tokenizer to the model's tokenizer.json or "
