@@ -25,7 +25,7 @@ from lectern_common.checks.row_counts import shares_of
 from lectern_common.errors import InvalidRequest
 from lectern_common.files import new_folder
 from lectern_common.tokens.chat_rows import ChatShares, LongChats
-from lectern_common.tokens.prompt_sets import PromptFacts, prompt_facts
+from lectern_common.tokens.prompt_sets import prompt_facts
 from lectern_common.tokens.shards import TOKENIZER_NAME, read_manifest
 from lectern_common.tokens.tokenizer_map import tokenizer_sha256
 from lectern_common.words import counted
@@ -58,8 +58,8 @@ class Prepared:
     """The result of `prepare`.
 
     `chat_shares` says what rows of common lengths will make of the training set's chats, first with
-    `data.long_chats` cut, then with drop; it is empty for text. `prompts` is only of a prompt set,
-    which is its `training` part.
+    `data.long_chats` cut, then with drop; it is empty for text. `longest_prompt`, in tokens, is of
+    a prompt set, which is the `training` part; None for datasets.
     """
 
     training: Part
@@ -76,7 +76,7 @@ class Prepared:
     bos_from: str
     left_out: list[LeftOut]
     chat_shares: list[ChatShares]
-    prompts: PromptFacts | None
+    longest_prompt: int | None
     seconds: float
 
 
@@ -161,7 +161,7 @@ def _prepared(
         bos_from=start.why,
         left_out=left_out,
         chat_shares=_chat_shares(settings.output) if settings.layout.holds == "chats" else [],
-        prompts=prompt_facts(settings.output) if settings.content.is_prompt else None,
+        longest_prompt=_longest_prompt(settings.output) if settings.content.is_prompt else None,
         seconds=time.monotonic() - started,
     )
 
@@ -170,6 +170,10 @@ def _chat_shares(dataset: Path) -> list[ChatShares]:
     rules: tuple[LongChats, ...] = ("cut", "drop")
     wanted = [(seq_len, rule) for rule in rules for seq_len in TOLD_SEQ_LENS]
     return shares_of(dataset, read_manifest(dataset), wanted)
+
+
+def _longest_prompt(prompt_set: Path) -> int:
+    return prompt_facts(prompt_set).longest
 
 
 def given_tokenizer(settings: PrepareSettings) -> DatasetTokenizer | None:

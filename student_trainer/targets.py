@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lectern_common.errors import InvalidRequest
 from lectern_common.wire.formats import Representation
 from lectern_models.logits.output_head import OutputHead
 from student_trainer.seeds import Key, derived_seed
@@ -182,6 +183,21 @@ def joined(parts: Sequence[TeacherTargets]) -> TeacherTargets:
         lengths = [np.diff(part.row_starts) for part in parts if isinstance(part, SampledTargets)]
         changes["row_starts"] = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
     return replace(first, **changes)
+
+
+def likeliest_ids(targets: TeacherTargets) -> Tensor:
+    """Returns the teacher's likeliest id at each position, int64 [n].
+
+    Raises:
+        InvalidRequest: the targets are draws.
+    """
+    if isinstance(targets, TopKTargets):
+        return targets.ids_NK[:, 0]
+    if isinstance(targets, DenseTargets):
+        return targets.logits_NV.argmax(-1)
+    if isinstance(targets, HiddenTargets):
+        return targets.head.logits(targets.hidden_ND).argmax(-1)
+    raise InvalidRequest("draws do not reveal the teacher's likeliest token", "targets")
 
 
 class TargetsProvider(Protocol):

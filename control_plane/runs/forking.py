@@ -39,6 +39,7 @@ from lectern_common.files import fsync, rename_durably, require_locks
 from lectern_common.run.checkpoint_files import (
     FILE_NAMES,
     MANIFEST_NAME,
+    ROLLOUTS_NAME,
     STATE_NAME,
     checkpoint_path,
     file_facts,
@@ -127,8 +128,10 @@ def complete(
     path = checkpoint_path(folder.checkpoints_path, source.step)
     with _full_disk_named(source.run_id):
         try:
-            state = verified_state(path)
+            state = verified_state(path, left_out=(ROLLOUTS_NAME,))
             manifest = json.loads((path / MANIFEST_NAME).read_bytes())
+            # Its student writes its own: what was written may be of other prompts or settings.
+            manifest["files"].pop(ROLLOUTS_NAME, None)
             resolved = spec.model_dump(mode="json")
             forked = forked_state(state, asdict(source), resolved, teacher, packs_chats)
             for name in (STATE_NAME, MANIFEST_NAME):

@@ -8,7 +8,6 @@ from lectern_common.words import counted, inert_name
 
 if TYPE_CHECKING:
     from lectern_common.tokens.chat_rows import ChatShares
-    from lectern_common.tokens.prompt_sets import PromptFacts
     from lectern_data.prepare import Prepared
     from lectern_data.read.documents import LeftOut
     from lectern_data.write.written_parts import Part
@@ -18,8 +17,8 @@ NAMES_SHOWN = 20
 
 def print_prepared(prepared: "Prepared", *, chat: bool) -> None:
     """Prints what was prepared: its parts, and which tokens begin and end a document."""
-    if prepared.prompts is not None:
-        print(_prompts_summary(prepared.training, prepared.prompts))
+    if prepared.longest_prompt is not None:
+        print(_prompts_summary(prepared.training, prepared.longest_prompt))
         print(_beginning(prepared, "prompt"))
         print(_took(prepared))
         return
@@ -46,11 +45,11 @@ def _summary(part: "Part", *, chat: bool) -> str:
     )
 
 
-def _prompts_summary(part: "Part", prompts: "PromptFacts") -> str:
+def _prompts_summary(part: "Part", longest: int) -> str:
     return (
-        f"{inert_name(part.path)}: {counted(prompts.count, 'prompt')} of {prompts.mean:,.1f} "
-        f"tokens on average, the longest of {prompts.longest:,}; "
-        f"{counted(prompts.tokens, 'token')} in all, {counted(part.shards, 'shard')}"
+        f"{inert_name(part.path)}: {counted(part.documents, 'prompt')} with "
+        f"{counted(part.tokens, 'token')}, {part.tokens / part.documents:,.1f} on average, "
+        f"the longest {longest:,}; {counted(part.shards, 'shard')}"
     )
 
 

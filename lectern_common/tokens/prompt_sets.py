@@ -29,16 +29,13 @@ class PromptFacts:
         count: prompts.
         tokens: of all of them.
         longest: tokens of the longest.
+        manifest: of the set.
     """
 
     count: int
     tokens: int
     longest: int
-
-    @property
-    def mean(self) -> float:
-        """Tokens of a prompt, on average."""
-        return self.tokens / self.count
+    manifest: ShardManifest
 
 
 def read_prompt_manifest(folder: Path) -> ShardManifest:
@@ -80,7 +77,7 @@ def prompt_facts(folder: Path) -> PromptFacts:
     """
     manifest = read_prompt_manifest(folder)
     lengths = prompt_lengths(prompt_starts(folder, manifest), manifest)
-    return PromptFacts(len(lengths), manifest.total_tokens, int(lengths.max()))
+    return PromptFacts(len(lengths), manifest.total_tokens, int(lengths.max()), manifest)
 
 
 def prompt_starts(folder: Path, manifest: ShardManifest) -> npt.NDArray[np.int64]:

@@ -108,11 +108,16 @@ class ShardManifest(BaseModel):
         return self.content == "prompts"
 
     @property
+    def holds(self) -> Literal["text", "chats", "prompts"]:
+        """What a document is."""
+        if self.content is None:
+            return "text" if self.mask_sha256 is None else "chats"
+        return self.content
+
+    @property
     def is_chats(self) -> bool:
         """True if each document is a chat."""
-        if self.content is None:
-            return self.mask_sha256 is not None
-        return self.content == "chats"
+        return self.holds == "chats"
 
     def as_text(self) -> "ShardManifest":
         """Returns it as a run reads it that began before chats were packed: as one stream."""

@@ -100,7 +100,7 @@ class Requests:
                 "--tokenizer to a folder with one, or --send chat",
                 "send",
             )
-        chat = Chat.loaded(text).without_weights()
+        chat = Chat.loaded(text).as_seen()
         has_tools = chat.inputs.get(TOOLS_FIELD) is not None
         template = self._tool_template if has_tools else self._template
         form = fitted(template, chat)
@@ -118,7 +118,7 @@ def _chat_of(said: Any) -> dict[str, Any]:
     """Returns the fields of a request for a chat; a text is one message of the user."""
     if isinstance(said, str):
         return {"messages": [{"role": "user", "content": said}]}
-    chat = Chat.loaded(json.dumps(said)).without_weights()
+    chat = Chat.loaded(json.dumps(said)).as_seen()
     beside = {name: chat.inputs[name] for name in CHAT_FIELDS if name in chat.inputs}
     arguments = {name: value for name, value in chat.inputs.items() if name not in CHAT_FIELDS}
     return {

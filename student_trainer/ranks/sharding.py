@@ -8,6 +8,9 @@ ranks slice by slice. They are summed, not averaged: each rank has already divid
 valid positions of the whole step, so the result is the gradient that one process would compute.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -42,6 +45,11 @@ def split_again(student: nn.Module) -> None:
     for module in student.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+@contextmanager
+def whole_weights(student: nn.Module) -> Iterator[None]:
+    yield
 
 
 def gathered(tensors: dict[str, Tensor], *, keep: bool) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ Legend: B sequences of equal length, S tokens, D hidden size, V vocabulary.
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -115,6 +115,7 @@ class CausalStudent(Student):
         if reason is not None:
             raise Misconfigured(f"this student cannot be trained: {reason}")
         self._compute_dtype = compute_dtype
+        self._is_compiled = False
         self._max_positions = max_positions(model)
         self.vocab_size = self._parts.head().vocab_size
 
@@ -165,6 +166,12 @@ class CausalStudent(Student):
     def output_head(self) -> OutputHead:
         return self._parts.head()
 
+    def precision(self) -> AbstractContextManager[object]:
+        """Returns the context in which the model computes in the compute dtype."""
+        if self._compute_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.output_head().weight_VD.device.type, self._compute_dtype)
+
     def why_not_apart(self) -> str | None:
         """Returns why the documents of a row attend to each other, whatever the position ids.
 
@@ -189,6 +196,19 @@ class CausalStudent(Student):
     def compile_body(self, backend: str = "inductor") -> None:
         """Has torch.compile compile the body at its next use; parameter names stay the same."""
         self._parts.body.compile(backend=backend)
+        self._is_compiled = True
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """Within the block, `model` computes in the compute dtype, and nothing is compiled.
+
+        Each token of a text has another shape, and would be compiled anew.
+        """
+        with ExitStack() as stack:
+            if self._is_compiled:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(self.precision())
+            yield
 
     def checkpoint_activations(self) -> None:
         """Makes each layer keep only its input and recompute the rest in the backward pass.

@@ -126,10 +126,11 @@ def test_a_chat_ends_where_its_last_answer_begins_with_the_ids_of_transformers(
     found = prompts_of(tmp_path / "set")
     assert found == expected[: len(expected) - lost]
     assert len(made.left_out) == lost
-    assert made.prompts == prompt_facts(tmp_path / "set")
-    assert made.prompts.count == len(found)
-    assert made.prompts.longest == max(map(len, found))
-    assert made.prompts.tokens == sum(map(len, found)) == made.training.tokens
+    assert made.longest_prompt == max(map(len, found))
+    assert made.training.documents == len(found)
+    assert made.training.tokens == sum(map(len, found))
+    facts = prompt_facts(tmp_path / "set")
+    assert (facts.count, facts.longest) == (len(found), made.longest_prompt)
     assert made.training.learnt_tokens == 0 and made.validation is None
     assert not (tmp_path / "set-validation").exists()
 
@@ -222,7 +223,7 @@ def test_a_chat_that_asks_for_nothing_is_left_out_with_the_reason(
 
     [left_out] = made.left_out
     assert left_out.name == "rows.jsonl#1" and why in left_out.reason and left_out.is_fault
-    assert made.prompts is not None and made.prompts.count == 1
+    assert made.training.documents == 1
 
 
 @pytest.mark.parametrize("begins", [False, True])

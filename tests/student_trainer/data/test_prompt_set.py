@@ -48,7 +48,7 @@ def test_prompts_are_read_by_index_across_shards(tmp_path: Path, shards: int) ->
     assert prompts.ids(0).dtype == np.uint32
     assert prompts.longest == 5
     assert prompts.manifest is not None and prompts.manifest.vocab_size == 10
-    assert prompt_facts(tmp_path) == PromptFacts(count=4, tokens=10, longest=5)
+    assert prompt_facts(tmp_path) == PromptFacts(4, 10, 5, prompts.manifest)
     for index in (-1, 4):
         with pytest.raises(IndexError):
             prompts.ids(index)

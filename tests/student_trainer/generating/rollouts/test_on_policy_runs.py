@@ -1,0 +1,266 @@
+"""Whole on-policy runs on tiny models: what is learnt, what is kept, what a resume makes of them."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from lectern_common.json_lines import read_json_lines
+from lectern_common.run.folder import RunFolder
+from lectern_common.run.status import RunState
+from lectern_common.spec.load import dump_spec, parse_spec
+from lectern_common.teacher.identity import TeacherIdentity
+from student_trainer.stop import Stop
+from teacher_server.engine import transformers as transformers_engine
+from teacher_server.engine.transformers import EngineSettings
+from tests.student_trainer.generating.rollouts.conftest import OnPolicy
+from tests.support.servers import teacher_thread
+from tests.support.training.forks import forked
+from tests.support.training.runs import (
+    Home,
+    events_of,
+    lines_of,
+    status_of,
+    trained,
+)
+
+TIMES = ("time", "progress/seconds", "perf/", "time/", "memory/", "wire/")
+OF_TIME = ("rollout/seconds", "rollout/tokens_per_second", "_share")
+
+
+def weights(folder: RunFolder) -> bytes:
+    return (folder.export_path / "model.safetensors").read_bytes()
+
+
+def kept(folder: RunFolder) -> list[dict[str, Any]]:
+    return read_json_lines(folder.rollouts_path)
+
+
+def measured(folder: RunFolder) -> list[dict[str, Any]]:
+    """Returns the lines of metrics without what depends on the clock."""
+    return [
+        {
+            key: value
+            for key, value in line.items()
+            if not key.startswith(TIMES)
+            and (not key.endswith(OF_TIME) or key == "rollout/finished_share")
+        }
+        for line in lines_of(folder)
+    ]
+
+
+def with_steps(folder: RunFolder, steps: int) -> None:
+    spec = folder.read_spec().model_dump(mode="json")
+    spec["schedule"]["steps"] = steps
+    folder.spec_path.write_text(dump_spec(parse_spec(spec)))
+
+
+class StopAt(Stop):
+    """Requests a stop at the n-th look at it, wherever that is."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self._left = looks
+
+    def check(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self.request("asked")
+        super().check()
+
+
+CONSTANT = {"schedule": {"steps": 6, "warmup_steps": 1, "decay": "constant"}}
+KINDS: dict[str, dict[str, Any]] = {
+    "all rows": {},
+    "stale": {"rollout": {"stale_steps": 1}},
+    "half of the rows": {
+        "rollout": {"fraction": 0.5, "samples_per_prompt": 2},
+        "objective": {"alpha": 0.3, "divergence": "jsd"},
+    },
+    "half of the rows, stale": {
+        "rollout": {"fraction": 0.5, "stale_steps": 1, "top_k": 9, "top_p": 0.9},
+        "objective": {"alpha": 0.3, "divergence": "forward_kl", "temperature": 2.0},
+    },
+}
+
+
+def test_the_student_learns_what_it_writes(home: Home, on_policy: OnPolicy) -> None:
+    folder = on_policy(schedule={"steps": 40, "warmup_steps": 2}, batch={"sequences_per_step": 16})
+    assert trained(home, folder) == 0, status_of(folder).message
+    lines = lines_of(folder)[1:]
+    first, last = lines[:5], lines[-5:]
+    for line in lines:
+        assert line["rollout/rows"] == 16
+        assert line["data/valid_tokens"] == line["rollout/mean_length"] * 16
+        assert line["loss/total"] == line["loss/kd"] == line["rollout/kd"]
+        assert "loss/ce" not in line
+        shares = [line[f"rollout/{name}_share"] for name in ("writing", "scoring", "learning")]
+        assert sum(shares) == pytest.approx(1)
+        assert 0 < line["rollout/entropy"] < math.log(40)
+    assert sum(line["loss/kd"] for line in last) < 0.8 * sum(line["loss/kd"] for line in first)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_stopped_anywhere_and_resumed_is_the_undisturbed_run(
+    home: Home, on_policy: OnPolicy, kind: str
+) -> None:
+    whole = on_policy(**KINDS[kind], **CONSTANT)
+    assert trained(home, whole) == 0, status_of(whole).message
+    for looks in (9, 33, 58):
+        folder = on_policy(**KINDS[kind], **CONSTANT)
+        resumes = 0
+        while trained(home, folder, resume=resumes > 0, stop=StopAt(looks)) == 0:
+            if status_of(folder).state is RunState.SUCCEEDED:
+                break
+            resumes += 1
+            assert status_of(folder).state is RunState.STOPPED
+            if resumes > 3:  # it may never come further than where it stops
+                looks = 10**9
+        assert resumes
+        assert weights(folder) == weights(whole)
+        assert measured(folder) == measured(whole)
+        assert kept(folder) == kept(whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_made_longer_is_the_longer_run(home: Home, on_policy: OnPolicy, kind: str) -> None:
+    """With rollouts in flight, the last step has written those of the step after it."""
+    whole = on_policy(**KINDS[kind], **CONSTANT)
+    assert trained(home, whole) == 0
+    folder = on_policy(**KINDS[kind], **CONSTANT)
+    with_steps(folder, 3)
+    assert trained(home, folder) == 0
+    with_steps(folder, 6)
+    assert trained(home, folder, resume=True) == 0
+    assert weights(folder) == weights(whole)
+
+
+def test_stale_rollouts_are_those_of_the_weights_one_step_before(
+    home: Home, on_policy: OnPolicy
+) -> None:
+    """Steps 0 and 1 learn what the first weights write; fresh ones differ from the second on."""
+    fresh, stale = (on_policy(**CONSTANT, rollout={"stale_steps": n}) for n in (0, 1))
+    for folder in (fresh, stale):
+        assert trained(home, folder) == 0
+    texts = [
+        [[line["ids"] for line in kept(folder) if line["step"] == step] for step in (1, 2, 3)]
+        for folder in (fresh, stale)
+    ]
+    assert texts[0][0] == texts[1][0]
+    assert texts[0][1:] != texts[1][1:]
+    frozen = on_policy(**CONSTANT, optimizer={"learning_rate": 1e-30})
+    assert trained(home, frozen) == 0
+    unchanged = [line["ids"] for line in kept(frozen) if line["step"] == 2]
+    assert texts[1][1] == unchanged
+
+
+def test_the_file_of_rollouts_has_the_divergence_at_each_token(
+    home: Home, on_policy: OnPolicy
+) -> None:
+    folder = on_policy(rollout={"samples_per_prompt": 2, "prompt_tokens": 3})
+    assert trained(home, folder) == 0
+    lines = kept(folder)
+    assert {line["step"] for line in lines} == set(range(1, 7))
+    for step in range(1, 7):
+        own = [line for line in lines if line["step"] == step]
+        assert [(line["row"], line["sample"]) for line in own] == [(0, 0), (1, 1), (2, 0), (3, 1)]
+        assert own[0]["prompt_ids"] == own[1]["prompt_ids"] != own[2]["prompt_ids"]
+        assert all(len(line["prompt_ids"]) == 3 for line in own)
+        for line in own:
+            assert line["end"] in (None, 5)
+            assert 5 not in line["ids"]
+            assert len(line["kl"]) == len(line["ids"]) + (line["end"] is not None)
+            assert line["mean_kl"] == pytest.approx(sum(line["kl"]) / len(line["kl"]), abs=1e-4)
+            if line["end"] is None:
+                assert len(line["ids"]) == 6
+        (of_step,) = [line for line in lines_of(folder) if line["step"] == step]
+        every = [value for line in own for value in line["kl"]]
+        assert of_step["rollout/kd"] == pytest.approx(sum(every) / len(every), abs=1e-4)
+        ended = [line["end"] is not None for line in own]
+        assert of_step["rollout/finished_share"] == sum(ended) / 4
+
+
+def test_a_run_may_keep_no_rollouts(home: Home, on_policy: OnPolicy) -> None:
+    folder = on_policy(rollout={"keep": False})
+    assert trained(home, folder) == 0
+    assert not folder.rollouts_path.exists()
+
+
+def test_texts_are_kept_if_there_is_a_tokenizer(home: Home, on_policy: OnPolicy) -> None:
+    home.tokenized()
+    home.model("reader", seed=4, vocab_size=300, tokenizer=True)
+    home.model("reading-teacher", hidden=32, seed=8, vocab_size=300, tokenizer=True)
+    engine = transformers_engine.load(
+        str(home.path / "models" / "reading-teacher"), EngineSettings("float32", device="cpu")
+    )
+    with teacher_thread(engine) as address:
+        folder = on_policy(
+            teacher={"address": address}, student={"init": "reader"}, data={"path": "bytes"}
+        )
+        assert trained(home, folder) == 0, status_of(folder).message
+    for line in kept(folder):
+        assert "".join(line["tokens"]).startswith(line["text"])
+        assert len(line["tokens"]) == len(line["kl"])
+        assert isinstance(line["prompt"], str)
+
+
+@pytest.mark.parametrize(
+    "student",
+    [
+        {"lora": {"rank": 2, "dropout": 0.5}},
+        {"dtype": "bfloat16"},
+    ],
+    ids=["lora", "bfloat16"],
+)
+def test_other_students_write_too_and_resume_exactly(
+    home: Home, on_policy: OnPolicy, student: dict[str, Any]
+) -> None:
+    whole = on_policy(student=student, rollout={"stale_steps": 1}, **CONSTANT)
+    assert trained(home, whole) == 0, status_of(whole).message
+    folder = on_policy(student=student, rollout={"stale_steps": 1}, **CONSTANT)
+    assert trained(home, folder, stop=StopAt(40)) == 0
+    assert status_of(folder).state is RunState.STOPPED
+    assert trained(home, folder, resume=True) == 0
+    assert weights(folder) == weights(whole)
+
+
+def test_a_fork_begins_without_rollouts_in_flight(home: Home, on_policy: OnPolicy) -> None:
+    source = on_policy(rollout={"stale_steps": 1}, **CONSTANT)
+    assert trained(home, source) == 0
+    newest = sorted(source.checkpoints_path.glob("step-*"))[-1]
+    held = load_file(newest / "rollouts.safetensors")
+    assert held["step"].item() == 6
+    assert held["rows_R"].tolist() == [0, 1, 2, 3]
+    assert held["lengths_R"].sum() == len(held["ids"])
+    state = json.loads((newest / "state.json").read_bytes())
+    identity = TeacherIdentity(state["teacher_model"], state["teacher_fingerprint"])
+    fork = forked(home, source, {"schedule": {"steps": 8}}, teacher=identity)
+    assert trained(home, fork, resume=True) == 0, status_of(fork).message
+    assert lines_of(fork)[-1]["step"] == 8
+
+
+def test_damaged_rollouts_in_flight_make_an_earlier_checkpoint_the_newest(
+    home: Home, on_policy: OnPolicy
+) -> None:
+    whole = on_policy(rollout={"stale_steps": 1}, **CONSTANT)
+    assert trained(home, whole) == 0
+    folder = on_policy(rollout={"stale_steps": 1}, **CONSTANT)
+    assert trained(home, folder) == 0
+    path = sorted(folder.checkpoints_path.glob("step-*"))[-1] / "rollouts.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with_steps(folder, 7)
+    assert trained(home, folder, resume=True) == 0
+    assert events_of(folder, "checkpoint_set_aside")
+
+
+def test_a_student_whose_logits_are_not_finite_ends_as_diverged(
+    home: Home, on_policy: OnPolicy
+) -> None:
+    folder = on_policy(optimizer={"learning_rate": 1e38, "max_grad_norm": 1e30})
+    assert trained(home, folder) == 1
+    status = status_of(folder)
+    assert status.reason in ("diverged", "non_finite"), status.message
