@@ -105,7 +105,7 @@ def prepare(
         LecternError: a tokenising process died repeatedly, or the hub's stream broke.
     """
     started = time.monotonic()
-    given = _given_tokenizer(settings)
+    given = given_tokenizer(settings)
     with (
         work_folder(settings.output) as work,
         published(settings.targets, replace=settings.force) as folders,
@@ -176,7 +176,7 @@ def _longest_prompt(prompt_set: Path) -> int:
     return prompt_facts(prompt_set).longest
 
 
-def _given_tokenizer(settings: PrepareSettings) -> DatasetTokenizer | None:
+def given_tokenizer(settings: PrepareSettings) -> DatasetTokenizer | None:
     """Returns the tokenizer that the settings name; None means that it must be trained.
 
     Raises:

@@ -22,13 +22,13 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from lectern_data.chats.answers import Sequence, prompt_of, sequences_of
+from lectern_data.chats.answers import Sequence, prompt_of, sequences_of, without_end
 from lectern_data.chats.chat import Chat, Renderings
 from lectern_data.chats.chat_template import ChatTemplate
 from lectern_data.chats.control_tokens import ControlTokens, Tokens
 from lectern_data.chats.dropped_turns import require_turns
 from lectern_data.chats.forms import fitted
-from lectern_data.read.chat_rows import ASSISTANT, TOOLS_FIELD, is_learnt
+from lectern_data.read.chat_rows import ASSISTANT, TOOLS_FIELD, is_cut, is_learnt
 from lectern_data.read.unusable import UnusableError
 
 _MAX_SECONDS = 10.0
@@ -153,7 +153,7 @@ class ChatEncoder:
     def _rendered(self, chat: Chat) -> _Rendered:
         has_tools = chat.inputs.get(TOOLS_FIELD) is not None
         template = self._tool_template if has_tools else self._template
-        marked, mark = self._control.marked(chat.without_weights(), template.looked_for)
+        marked, mark = self._control.marked(chat.as_seen(), template.looked_for)
         form = fitted(template, marked)
         renderings = Renderings(template, form)
         if self._is_prompt:
@@ -170,6 +170,8 @@ class ChatEncoder:
         sequences, unasked = sequences_of(
             renderings, marks_turns=template.marks_turns, context=context
         )
+        if is_cut(chat.messages[-1]) and is_learnt(chat.messages[-1]):
+            sequences[-1] = without_end(sequences[-1], form.messages[-1].get("content"))
         if mark:
             sequences = [self._control.unmarked(sequence, mark) for sequence in sequences]
         return _Rendered(sequences, unasked, bool(mark))
@@ -249,7 +251,7 @@ def _mask(
     """
     starts, ends = tokens.starts, tokens.ends
     mask = np.zeros(len(tokens.ids), np.uint8)
-    for begin, end in sequence.spans:
+    for number, (begin, end) in enumerate(sequence.spans, 1):
         within = np.flatnonzero((starts >= begin) & (ends <= end) & (starts < end))
         specials = within[is_special[within]]
         if len(specials) and not sequence.text[ends[specials[-1]] : end].strip():
@@ -259,7 +261,8 @@ def _mask(
         follows = int(np.searchsorted(starts, end))
         ended = len(within) and is_special[within[-1]]
         is_there = follows < len(starts) and starts[follows] == end and is_special[follows]
-        if is_there and not ended:
+        has_end = not sequence.is_cut or number < len(sequence.spans)
+        if is_there and has_end and not ended:
             mask[follows] = 1
     return mask
 

@@ -16,9 +16,11 @@ TOOLS_FIELD = "tools"
 DOCUMENTS_FIELD = "documents"
 ARGUMENTS_FIELD = "chat_template_kwargs"
 WEIGHT = "weight"
+FINISH = "finish_reason"
+CUT = "length"
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 # Of a message, what is always used, or refused where a template does not write it.
-MESSAGE_FIELDS = ("role", "content", "tool_calls", "function_call", WEIGHT)
+MESSAGE_FIELDS = ("role", "content", "tool_calls", "function_call", WEIGHT, FINISH)
 CHAT_FIELDS = (TOOLS_FIELD, DOCUMENTS_FIELD, ARGUMENTS_FIELD)
 _NOT_ARGUMENTS = ("messages", "chat_template", "add_generation_prompt", "continue_final_message")
 
@@ -78,6 +80,14 @@ def sorted_json(chat: str) -> str:
 def is_learnt(message: Mapping[str, Any]) -> bool:
     """Returns whether a message is the assistant's own, and its `weight` is not 0."""
     return message["role"] == ASSISTANT and message.get(WEIGHT) != 0
+
+
+def is_cut(said: Mapping[str, Any]) -> bool:
+    """Returns whether a message, or a row of text, was cut: its `finish_reason` is "length".
+
+    So what follows it is no end: a model that had gone on would have said more.
+    """
+    return said.get(FINISH) == CUT
 
 
 def field_names(row: Mapping[str, Any], messages: str | None = None) -> Iterator[str]:

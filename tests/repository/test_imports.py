@@ -41,7 +41,8 @@ ORDER_WITHIN = {
         "pipeline __main__",
         "control_plane": "runs tasks views readiness disk_space reading trainers teachers "
         "sweeps housekeeping observing plane api __main__",
-        "lectern_data": "read left_out document_split chats tokens write settings found prepare",
+        "lectern_data": "read left_out document_split chats tokens write settings found prepare "
+        "asking",
         "lectern": "console reconnect client options terminal local commands demo __main__",
     }.items()
 }

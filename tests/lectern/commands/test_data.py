@@ -354,3 +354,70 @@ def test_names_of_files_cannot_write_on_the_terminal(lectern, texts, tmp_path):
 
     assert "  texts/\\x1b[2J\\nerror: gone.csv: a table" in ended.err
     assert "  texts/[red].csv: a table" in ended.err and "\x1b" not in ended.err
+
+
+def prompts_of(lectern, tmp_path, rows, *options):
+    _, tokenizer = chats_with_tokenizer(tmp_path / "chats")
+    source = tmp_path / "rows.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)))
+    common = ("--prompts", "--tokenizer", tokenizer, "--output", tmp_path / "set")
+    return lectern("data", "prepare", source, *common, *options)
+
+
+def test_prompts_are_counted_with_the_longest_and_nothing_is_held_out(lectern, tmp_path):
+    ended = prompts_of(lectern, tmp_path, [{"prompt": "abc"}, {"prompt": "abcdefgh"}])
+
+    assert ended.code == 0
+    assert ended.out.startswith(
+        f"{tmp_path}/set: 2 prompts with 11 tokens, 5.5 on average, the longest 8; 1 shard\n"
+        "no token begins a prompt: "
+    )
+    assert "ends in" not in ended.out and not (tmp_path / "set-validation").exists()
+    manifest = json.loads((tmp_path / "set/manifest.json").read_text())
+    assert manifest["content"] == "prompts" and manifest["eos_policy"] == "none"
+
+
+def test_prompts_of_chats_are_told_as_json(lectern, tmp_path):
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
+    ended = prompts_of(lectern, tmp_path, [row], "--chat", "--json")
+
+    told = json.loads(ended.out)
+    assert told["longest_prompt"] == told["training"]["tokens"] > len("Hi")
+    assert told["training"]["learnt_tokens"] == 0
+    assert told["chat_shares"] == [] and told["validation"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--seed", "0"), "--seed does not fit --prompts"),
+        (("--validation-fraction", "0.1"), "--validation-fraction does not fit --prompts"),
+        (("--eos-policy", "after"), "--eos-policy after does not fit --prompts"),
+        (("--eos-token", "</s>"), "--eos-token does not fit --prompts"),
+        (("--bos-policy", "row"), "--bos-policy row does not fit --prompts"),
+        (("--seq-length-hint", "8"), "--seq-length-hint does not fit --prompts"),
+        (("--train-tokenizer", "300"), "set exactly one of|does not fit --prompts"),
+        (("--messages-field", "prompt"), "--messages-field has no effect without --chat"),
+    ],
+)
+def test_options_that_do_nothing_for_prompts_are_refused(lectern, tmp_path, options, why):
+    ended = prompts_of(lectern, tmp_path, [{"prompt": "abc"}], *options)
+
+    assert ended.code == 2 and re.search(why, ended.err)
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "why"),
+    [
+        ({"messages": []}, (), "add --chat to read chats"),
+        ({"text": "a"}, (), "set --text-field"),
+        ({"prompt": [{"role": "user", "content": "a"}]}, (), "add --chat --messages-field prompt"),
+        ({"prompt": "a"}, ("--chat",), "set --messages-field"),
+        ({"prompt": "a"}, ("--text-field", "question"), "has no text under 'question'"),
+    ],
+)
+def test_rows_without_the_field_name_what_to_set(lectern, tmp_path, row, options, why):
+    ended = prompts_of(lectern, tmp_path, [row], *options)
+
+    assert ended.code == 2 and why in ended.err
