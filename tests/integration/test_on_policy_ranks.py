@@ -1,4 +1,4 @@
-"""On-policy runs on two ranks over gloo: each writes its own rows, of unequal numbers and lengths."""
+"""On-policy runs on two ranks over gloo: each writes its own rows, of unequal lengths."""
 
 import os
 import signal
