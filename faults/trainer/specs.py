@@ -260,11 +260,11 @@ def _value(data: Mapping[str, Any], name: str) -> Any:
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> set[str]:
-    """Returns the dotted names of all fields; `lora`, which may be absent, counts as one."""
+    """Returns the dotted names of all fields; a section that may be absent counts as one."""
     names: set[str] = set()
     for name, field in model.model_fields.items():
         section = next(_sections_of(field.annotation), None)
-        if section is None or name == "lora":
+        if section is None or name in ("lora", "rollout"):
             names.add(prefix + name)
         else:
             names |= _fields(section, f"{prefix}{name}.")

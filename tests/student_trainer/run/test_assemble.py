@@ -110,7 +110,8 @@ DISTILLING = {"alpha": 0.5}
 
 
 def rolling(**rollout: Any) -> dict[str, Any]:
-    return {"teacher": {}, "rollout": {"fraction": 0.5, "prompt_tokens": 3, **rollout}}
+    rows = {"fraction": 0.5, "prompt_tokens": 3, "max_new_tokens": 8}
+    return {"teacher": {}, "rollout": {**rows, **rollout}}
 
 
 def writer(run: Assembly) -> Any:
