@@ -35,7 +35,7 @@ class RoomyLayer(DynamicLayer):
     """A layer that grows as DynamicLayer does, copying what it holds only when its room is full."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._rooms: tuple[Tensor, Tensor] | None = None
 
     def update(
@@ -102,15 +102,17 @@ def keep_rows(cache: Cache, rows: Sequence[int], device: torch.device) -> None:
 
 def join(cache: Cache, others: Cache) -> None:
     """Adds the rows of `others` below those of `cache`, which has at least as many columns."""
-    for layer, other in zip(cache.layers, others.layers, strict=True):
+    pairs: Any = zip(cache.layers, others.layers, strict=True)
+    for layer, other in pairs:
         if isinstance(layer, LinearAttentionCacheLayerMixin):
-            _join_states(layer, cast(LinearAttentionCacheLayerMixin, other))
+            _join_states(layer, other)
         if isinstance(layer, CacheLayerMixin) and layer.is_initialized:
-            columns = layer.keys.shape[-2]
+            keys, values = _held(layer)
+            columns = keys.shape[-2]
             _hold(
                 layer,
-                torch.cat([layer.keys, _padded(other.keys, columns)]),
-                torch.cat([layer.values, _padded(other.values, columns)]),
+                torch.cat([keys, _padded(other.keys, columns)]),
+                torch.cat([values, _padded(other.values, columns)]),
             )
 
 
@@ -122,16 +124,21 @@ def drop_columns(cache: Cache, count: int) -> None:
         left = layer.get_seq_length() - count
         if isinstance(layer, DynamicSlidingWindowLayer):
             layer.cumulative_length = left
-        if left < layer.keys.shape[-2]:
-            _hold(layer, layer.keys[:, :, -left:], layer.values[:, :, -left:])
+        keys, values = _held(layer)
+        if left < keys.shape[-2]:
+            _hold(layer, keys[:, :, -left:], values[:, :, -left:])
 
 
-def _with_room(held: Tensor, coming: Tensor, columns: int) -> Tensor:
+def _with_room(held: Tensor | None, coming: Tensor, columns: int) -> Tensor:
     rows, heads, _, size = coming.shape
     room = coming.new_empty((rows, heads, columns, size))
-    if held.numel():
+    if held is not None and held.numel():
         room[:, :, : held.shape[-2]] = held
     return room
+
+
+def _held(layer: CacheLayerMixin) -> tuple[Tensor, Tensor]:
+    return cast(tuple[Tensor, Tensor], (layer.keys, layer.values))
 
 
 def _hold(layer: CacheLayerMixin, keys: Tensor, values: Tensor) -> None:

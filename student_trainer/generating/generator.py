@@ -201,5 +201,6 @@ class _Writer:
 def _eagerly(model: PreTrainedModel) -> AbstractContextManager[object]:
     """Returns a context in which no part of the model is compiled for each new length."""
     if any(module._compiled_call_impl is not None for module in model.modules()):
-        return torch.compiler.set_stance("force_eager")
+        stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+        return stance
     return nullcontext()

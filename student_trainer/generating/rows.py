@@ -8,7 +8,7 @@ Legend: B rows, S tokens, V vocabulary.
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -57,10 +57,11 @@ class Rows(Protocol):
 def rows_of(model: PreTrainedModel, longest: int) -> Rows:
     """Returns rows of a model, none of them longer than `longest` tokens."""
     takes = inspect.signature(model.forward).parameters
-    has_cache = model._supports_default_dynamic_cache() and not takes.keys().isdisjoint(_CACHES)
-    if not has_cache or _positions_change(model, longest):
-        return Alone(model)
-    return Cached(model)
+    supported = cast(Any, model)._supports_default_dynamic_cache()
+    has_cache = supported and any(name in takes for name in _CACHES)
+    if has_cache and not _positions_change(model, longest):
+        return Cached(model)
+    return Alone(model)
 
 
 class Cached:

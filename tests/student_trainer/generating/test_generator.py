@@ -1,5 +1,7 @@
 """Texts that a model writes: those of transformers, and of a plain loop, whatever the batch."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,7 @@ IDS = [
     [3, 1, 4, 1, 5],
     [*range(50, 85)],
 ]
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, Any] = {
     "qwen2": {},
     "qwen3": {},
     "gpt2": {},
@@ -33,7 +35,14 @@ ARCHITECTURES = {
     "mamba": {},
     "falcon_h1": {},
 }
-FURTHER = {"llama": {}, "opt": {}, "mixtral": {}, "granite": {}, "cohere": {}, "olmo2": {}}
+FURTHER: dict[str, Any] = {
+    "llama": {},
+    "opt": {},
+    "mixtral": {},
+    "granite": {},
+    "cohere": {},
+    "olmo2": {},
+}
 
 
 def numbers(seed):
@@ -65,7 +74,7 @@ def opened(folder, architecture, **config):
     params=[*ARCHITECTURES, *(pytest.param(name, marks=pytest.mark.long) for name in FURTHER)],
 )
 def model(request, tmp_path_factory):
-    settings = {**ARCHITECTURES, **FURTHER}[request.param]
+    settings = ARCHITECTURES.get(request.param, {})
     return opened(tmp_path_factory.mktemp("model"), request.param, **settings)
 
 
