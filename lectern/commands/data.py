@@ -13,6 +13,7 @@ from lectern.commands.options import prepare as options
 from lectern.options import Home, Json, command_group, roots_of
 from lectern.terminal.generated import generated_lines
 from lectern.terminal.prepared import print_left_out, print_prepared
+from lectern.terminal.shown import shown_lines
 from lectern_common.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from lectern_data.read.rows import Content
     from lectern_data.settings import Progress
 
-app = command_group("Prepare datasets, or have a model write them.")
+app = command_group("Prepare datasets, have a model write them, or show them.")
 # What the stages of a preparation count.
 UNITS = {
     "asking": "for answers",
@@ -47,7 +48,7 @@ def prepare(
     eos_policy: options.Eos = None,
     eos_token: options.EosToken = None,
     bos_policy: options.BosPolicy = "auto",
-    validation_fraction: options.ValidationFraction = None,
+    validation_fraction: options.HeldOut = None,
     seed: options.Seed = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
@@ -206,6 +207,28 @@ def _report_generated(generated: "Generated", *, as_json: bool) -> None:
         print(line)
     if generated.prepared is not None:
         print_prepared(generated.prepared, chat=generated.prepared.chat_shares != [])
+
+
+@app.command(epilog="Example: lectern data show my-prompts")
+def show(
+    dataset: options.Dataset,
+    *,
+    documents: options.Documents = 3,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a dataset or a prompt set holds.
+
+    Its counts, its tokenizer, and its first documents as text: the beginning of each, or the end of
+    a prompt, after which a student writes.
+    """
+    from lectern_data.shown import shown_dataset
+
+    found = shown_dataset(_output_folder(dataset, home), documents)
+    if as_json:
+        console.print_json(asdict(found))
+    else:
+        print("\n".join(shown_lines(found)))
 
 
 def _output_folder(output: str, home: Path | None) -> Path:

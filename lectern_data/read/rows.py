@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lectern_common.errors import Misconfigured
-from lectern_data.read.chat_rows import CHAT_FIELDS, chat_json, field_names, sorted_json
+from lectern_data.read.chat_rows import (
+    CHAT_FIELDS,
+    FINISH,
+    chat_json,
+    field_names,
+    is_cut,
+    sorted_json,
+)
 from lectern_data.read.unusable import UnusableError, listed
 
 if TYPE_CHECKING:
@@ -49,7 +56,7 @@ class Content:
     @property
     def columns(self) -> tuple[str, ...]:
         """The fields of a row that are read."""
-        beside = (*CHAT_FIELDS, *self.arguments) if self.is_chat else ()
+        beside = (*CHAT_FIELDS, *self.arguments) if self.is_chat else (FINISH,)
         return tuple(dict.fromkeys((self.field, *beside)))
 
     def of(self, row: Any, *, columnar: bool = False) -> str:
@@ -82,6 +89,10 @@ class Content:
         except UnicodeEncodeError:
             raise UnusableError("its text has a lone surrogate") from None
         return str(value)
+
+    def is_cut(self, row: Any) -> bool:
+        """Returns whether a row's text goes on behind its end (see `is_cut`); False of chats."""
+        return not self.is_chat and isinstance(row, Mapping) and is_cut(row)
 
     def sha256(self, text: str) -> str:
         """Returns the hash of a document; of chats whose keys stand in another order, the same."""
@@ -139,6 +150,12 @@ def json_row(line: bytes, content: Content, columns: dict[str, None] | None = No
     if columns is not None and isinstance(row, dict):
         columns.update(dict.fromkeys(content.names_in(row)))
     return content.of(row)
+
+
+def json_row_is_cut(line: bytes, content: Content) -> bool:
+    """Returns `content.is_cut` of a line that is a document."""
+    is_named = not content.is_chat and FINISH.encode() in line
+    return is_named and content.is_cut(json.loads(line.decode("utf-8-sig")))
 
 
 def open_parquet(path: Path, content: Content) -> "ParquetFile":

@@ -156,7 +156,8 @@ def _write_shards(
             used += [entry for entry, is_kept in zip(piece.documents, kept, strict=True) if is_kept]
             if encoded.sequences is not None:  # of those left out there are none
                 kept = np.ones(len(encoded.lengths), bool)
-            ids, mask, begins = ends.put_into(encoded, kept)
+            is_cut = np.array([entry.is_cut for entry in piece.documents], bool)
+            ids, mask, begins = ends.put_into(encoded, kept, is_cut)
             is_there = np.diff(begins) > 0
             ids, mask, starts = beginnings.put_before(ids, mask, begins[:-1][is_there])
             writer.append(ids, mask, starts, _begins_chat(encoded, is_there))
@@ -198,8 +199,8 @@ class _EndTokens:
 
     An end-of-text token belongs to the document that it ends. With a mask it is not learnt: the
     assistant's turn has ended before it. A chat whose template already ends with that token,
-    perhaps followed by white space, gets no second one. With "between", a piece starts with the
-    token that is still due for the document before it.
+    perhaps followed by white space, gets no second one, and a text that was cut gets none. With
+    "between", a piece starts with the token that is still due for the document before it.
     """
 
     def __init__(self, policy: EosPolicy, eos: int | None, chats_of: Tokenizer | None) -> None:
@@ -213,9 +214,14 @@ class _EndTokens:
         self._is_blank = lru_cache(self._blank)
 
     def put_into(
-        self, encoded: EncodedPiece, kept: npt.NDArray[np.bool_]
+        self,
+        encoded: EncodedPiece,
+        kept: npt.NDArray[np.bool_],
+        is_cut: npt.NDArray[np.bool_],
     ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8] | None, npt.NDArray[np.int64]]:
         """Returns a piece's (ids, mask, begins) with end-of-text inserted.
+
+        `kept` is of sequences, `is_cut` of documents, which is the same of texts.
 
         `begins` has the start of each kept document, and the end; one without tokens has the start
         of the next.
@@ -225,6 +231,8 @@ class _EndTokens:
         ids, mask = encoded.ids, encoded.mask
         if self._eos is not None and len(lengths):
             lacks = self._lacks_end(ids, begins)
+            if self._chats_of is None:
+                lacks &= ~is_cut[kept]
             if self._policy == "after":
                 places = begins[1:][lacks]
                 moved = np.concatenate([[0], np.cumsum(lacks)])
@@ -319,4 +327,6 @@ def _producer_sha256(documents: list[Document], layout: Layout) -> str:
     digest = hashlib.sha256(json.dumps(asdict(layout), sort_keys=True).encode())
     for document in documents:
         digest.update(bytes.fromhex(document.written_sha256))
+        if document.is_cut:
+            digest.update(b"cut")
     return digest.hexdigest()

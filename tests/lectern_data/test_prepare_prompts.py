@@ -86,6 +86,12 @@ def prompts_of(folder: Path) -> list[list[int]]:
     return [part.tolist() for part in np.split(ids, prompt_starts(folder, manifest)[1:])]
 
 
+def id_of(token: str) -> int:
+    found = byte_tokenizer().token_to_id(token)
+    assert found is not None
+    return found
+
+
 CHATS = Content("messages", is_chat=True, is_prompt=True)
 TEXTS = Content("prompt", is_prompt=True)
 
@@ -194,7 +200,7 @@ def test_control_tokens_that_a_chat_spells_are_characters(tmp_path: Path) -> Non
     prepared(tmp_path, rows, tokenizer=tokenizer_with(tmp_path / "t"), content=CHATS)
 
     [ids] = prompts_of(tmp_path / "set")
-    end = byte_tokenizer().token_to_id("<|im_end|>")
+    end = id_of("<|im_end|>")
     assert ids.count(end) == 1
     assert byte_tokenizer().decode(ids, skip_special_tokens=False).count("<|im_end|>") == 2
 
@@ -241,7 +247,7 @@ def test_a_text_is_a_prompt_that_begins_as_a_document_does_and_has_no_end(
         shard_tokens=5,
     )
 
-    before = [byte_tokenizer().token_to_id("<s>")] if begins else []
+    before = [id_of("<s>")] if begins else []
     found = prompts_of(tmp_path / "set")
     assert found == [before + byte_tokenizer().encode(text).ids for text in texts]
     manifest = read_prompt_manifest(tmp_path / "set")
@@ -261,7 +267,7 @@ def test_a_text_that_spells_a_control_token_is_told_of(tmp_path: Path) -> None:
     tokenizer = tokenizer_with(tmp_path / "t")
     prepared(tmp_path, rows, tokenizer=tokenizer, content=TEXTS, events=events)
 
-    specials = {byte_tokenizer().token_to_id(text) for text in ("<|im_start|>", "</s>")}
+    specials = {id_of(text) for text in ("<|im_start|>", "</s>")}
     assert not specials & {one for ids in prompts_of(tmp_path / "set") for one in ids}
     [event] = events
     assert event.startswith("2 prompts have the spelling of a control token")

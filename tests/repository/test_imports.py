@@ -42,7 +42,7 @@ ORDER_WITHIN = {
         "control_plane": "runs tasks views readiness disk_space reading trainers teachers "
         "sweeps housekeeping observing plane api __main__",
         "lectern_data": "read left_out document_split chats tokens write settings found prepare "
-        "asking",
+        "shown asking",
         "lectern": "console reconnect client options terminal local commands demo __main__",
     }.items()
 }

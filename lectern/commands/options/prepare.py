@@ -17,6 +17,15 @@ Output = Annotated[
     str,
     typer.Option(help="Name under the data root, or a folder (anything with a slash)."),
 ]
+Dataset = Annotated[
+    str,
+    typer.Argument(
+        help="Name under the data root, or a folder (anything with a slash).", show_default=False
+    ),
+]
+Documents = Annotated[
+    int, typer.Option(min=0, max=1000, help="How many of its first documents to show.")
+]
 TokenizerPath = Annotated[
     Path | None,
     typer.Option(help="The teacher's tokenizer.json, or the folder it is in.", show_default=False),
@@ -34,8 +43,8 @@ Prompts = Annotated[
     typer.Option(
         "--prompts",
         help="Make a prompt set, for a student to continue: of each row the text under `prompt`, "
-        "or with --chat the chat without the assistant's last message, up to where its answer "
-        "begins.",
+        "or with --chat the chat without the assistant's messages at its end, up to where its next "
+        "one begins.",
     ),
 ]
 Eos = Annotated[
@@ -63,6 +72,12 @@ BosPolicy = Annotated[
     ),
 ]
 ValidationFraction = Annotated[
+    float,
+    typer.Option(
+        help="Share of the text to hold out in OUTPUT-validation, in whole documents; 0 for none."
+    ),
+]
+HeldOut = Annotated[
     float | None,
     typer.Option(
         help="Share of the text to hold out in OUTPUT-validation, in whole documents; 0 for none "

@@ -53,7 +53,7 @@ def test_every_field_of_a_line_is_returned(tmp_path: Path) -> None:
 
 
 def test_lines_that_are_no_rollouts_are_left_out_and_others_are_not(tmp_path: Path) -> None:
-    broken = [
+    broken: list[dict[str, Any]] = [
         {"kl": [0.5, 0.5]},  # the end token is not judged
         {"end": None},  # a token too many is
         {"tokens": ["f", "("]},

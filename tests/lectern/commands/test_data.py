@@ -421,3 +421,53 @@ def test_rows_without_the_field_name_what_to_set(lectern, tmp_path, row, options
     ended = prompts_of(lectern, tmp_path, [row], *options)
 
     assert ended.code == 2 and why in ended.err
+
+
+def test_a_prompt_set_is_shown_with_where_its_prompts_end(lectern, tmp_path):
+    rows = [{"prompt": "x" * 70 + "the end"}, {"prompt": "a\nb\x1b[31m"}, {"prompt": "c"}]
+    prompts_of(lectern, tmp_path, rows)
+
+    shown = lectern("data", "show", tmp_path / "set", "--documents", "2")
+
+    assert shown.code == 0
+    first, counts, vocabulary, edges, *texts = shown.out.splitlines()
+    assert first == f"{tmp_path}/set: a prompt set"
+    assert counts == "3 prompts, 28.7 tokens on average, the longest 77; 86 tokens in 1 shard"
+    assert vocabulary.startswith("vocabulary of 261 tokens, tokenizer sha256 ")
+    assert edges == "no token begins a prompt; no token is put behind a prompt"
+    assert texts == [f"   0  '... {'x' * 57}the end'", r"   1  'a\nb\x1b[31m'"]
+
+
+def test_a_dataset_is_shown_with_how_its_documents_begin(lectern, texts, tmp_path):
+    prepare(lectern, texts, "--output", tmp_path / "data", "--shard-tokens", "7")
+
+    told = json.loads(lectern("data", "show", tmp_path / "data", "--json").out)
+
+    manifest = json.loads((tmp_path / "data/manifest.json").read_text())
+    assert (told["holds"], told["documents"]) == ("text", manifest["document_count"])
+    assert told["tokens"] == manifest["total_tokens"] and told["chats"] is None
+    assert told["longest"] == len("text number 0\n") * 20 + 1
+    assert len(told["texts"]) == 3
+    for text in told["texts"]:
+        assert re.fullmatch(r"(text number \d\n){4}text num \.\.\.", text)
+
+
+def test_chats_are_counted_apart_from_their_sequences(lectern, tmp_path):
+    source, tokenizer = chats_with_tokenizer(tmp_path / "chats")
+    options = ("--chat", "--tokenizer", tokenizer, "--output", tmp_path / "set")
+    rest = ("--validation-fraction", "0", "--max-fault-fraction", "0.2")
+    lectern("data", "prepare", source, *options, *rest)
+
+    shown = lectern("data", "show", tmp_path / "set", "--documents", "0")
+
+    assert ": a dataset of chats\n11 sequences of 11 chats, " in shown.out
+    assert len(shown.out.splitlines()) == 4
+
+
+def test_what_is_no_dataset_is_not_shown(lectern, tmp_path):
+    missing = lectern("data", "show", tmp_path / "absent")
+    assert missing.code == 3 and "no dataset at" in missing.err
+    (tmp_path / "record").mkdir()
+    (tmp_path / "record/manifest.json").write_text('{"schema": "lectern-record-v1"}')
+    refused = lectern("data", "show", tmp_path / "record")
+    assert refused.code == 2 and "is a record of a teacher, not a dataset" in refused.err
