@@ -15,7 +15,10 @@ from lectern_common.json_lines import read_json_lines
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RunState
 from lectern_common.spec.load import dump_spec, parse_spec
+from lectern_common.stages.precompute import RecordOptions
 from lectern_common.teacher.identity import TeacherIdentity
+from student_trainer.data.select import open_data
+from student_trainer.record.plan import planned_parts
 from student_trainer.stop import Stop
 from teacher_server.engine import transformers as transformers_engine
 from teacher_server.engine.transformers import EngineSettings
@@ -372,3 +375,12 @@ def test_rows_of_chats_are_no_prompts(home: Home, on_policy: OnPolicy) -> None:
         startable(folder.read_spec(), home.roots)
     assert trained(home, folder) == 1
     assert "rollout.prompt_tokens" in str(status_of(folder).message)
+
+
+def test_a_record_is_not_made_for_rows_that_nobody_knows_yet(
+    home: Home, on_policy: OnPolicy
+) -> None:
+    spec = on_policy(rollout={"fraction": 0.5}).read_spec()
+    data = open_data(spec, home.roots, 40, None)
+    with pytest.raises(InvalidSpec, match="rollout: has no use in a record"):
+        planned_parts(spec, data, RecordOptions())
