@@ -7,7 +7,7 @@ Rows are the asked positions in request order: by sequence, then by position.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -226,6 +226,24 @@ class TargetsProvider(Protocol):
             InvalidRequest, RepresentationNotOffered: the teacher does not offer this.
         """
         ...
+
+
+@runtime_checkable
+class AskedOfNewTexts(Protocol):
+    """A teacher that treats texts that never come again, such as a student's own, otherwise."""
+
+    def for_new_texts(self) -> TargetsProvider:
+        """Returns the provider to ask about them: nothing is kept that only they would use."""
+        ...
+
+
+def for_new_texts(provider: TargetsProvider) -> TargetsProvider:
+    """Returns the provider to ask about texts that never come again; perhaps the same one.
+
+    The answers are the same. A server then neither fills nor empties its cache with them, and a run
+    that keeps its teacher's answers does not keep these.
+    """
+    return provider.for_new_texts() if isinstance(provider, AskedOfNewTexts) else provider
 
 
 class TeacherLogitsProvider(Protocol):

@@ -49,7 +49,7 @@ from student_trainer.stop import StopRequested
 from student_trainer.student.forward import ask, at_valid_positions
 from student_trainer.student.student import CausalStudent
 from student_trainer.student.tensors import model_tensors, optimizer_tensors
-from student_trainer.targets import TeacherTargets, of_epoch, of_step
+from student_trainer.targets import TeacherTargets, for_new_texts, of_epoch, of_step
 from student_trainer.teacher.prefetch import MicroBatch, Prefetch
 
 # Steps in a row without a finite gradient that end a run.
@@ -448,11 +448,11 @@ def _rollouts(parts: Parts, settings: Settings, progress: Progress) -> Rollouts 
     writer, teaching, student = parts.writer, parts.teaching, parts.student
     if writer is None or teaching is None or not isinstance(student, CausalStudent):
         return None
-    temperature = settings.objective.temperature
+    temperature, provider = settings.objective.temperature, for_new_texts(teaching.provider)
 
     def ask_about(batch: Batch, step: int) -> TeacherTargets:
         wanted = of_step(teaching.representation, settings.seed, step)
-        return ask(teaching.provider, batch, wanted, temperature)
+        return ask(provider, batch, wanted, temperature)
 
     rollouts = Rollouts(
         writer,

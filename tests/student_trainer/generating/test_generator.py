@@ -8,11 +8,13 @@ import torch
 from transformers import GenerationConfig
 
 from lectern_common.errors import Diverged, InvalidRequest
+from lectern_common.spec.sections import LoraSpec
 from lectern_models.loading import load_causal_lm
 from student_trainer.generating.generator import written
 from student_trainer.generating.prompt import Prompt
 from student_trainer.generating.sampling import Sampling, drawn_ids
 from student_trainer.stop import Stop, StopRequested
+from student_trainer.student.lora import add_adapters
 from tests.support.models import write_tiny_model
 
 # Different lengths, two equal prompts, and more than one group of near lengths.
@@ -353,3 +355,62 @@ def test_it_runs_under_autocast(qwen):
         expected = [by_transformers(qwen, ids, 12) for ids in IDS]
         found = texts(qwen, prompts_of(), sampling, max_rows=1)
     assert ids_of(found) == expected
+
+
+def test_a_model_with_adapters_writes_with_them(tmp_path):
+    model = opened(tmp_path, "qwen2")
+    plain = ids_of(texts(model, prompts_of(), Sampling(max_new_tokens=12)))
+    adapters = add_adapters(model, LoraSpec(rank=2, dropout=0.5), seed=1, base=None, revision=None)
+    with torch.no_grad():
+        for tensor in adapters.tensors().values():
+            tensor.normal_(generator=torch.Generator().manual_seed(2))
+    model.train()
+    found = ids_of(texts(model, prompts_of(), Sampling(max_new_tokens=12)))
+    assert model.training
+    assert found != plain
+    model.eval()
+    assert found == [by_transformers(model, ids, 12) for ids in IDS]
+
+
+def test_a_body_compiled_for_training_is_not_compiled_for_each_length(tmp_path):
+    model = opened(tmp_path, "qwen2")
+    expected = texts(model, prompts_of(), Sampling(max_new_tokens=6))
+
+    def never(_graph, _inputs):
+        raise AssertionError("compiled")
+
+    model.get_decoder().compile(backend=never)
+    assert texts(model, prompts_of(), Sampling(max_new_tokens=6)) == expected
+
+
+def test_a_prompt_that_several_texts_continue_is_computed_once(qwen):
+    computed = []
+    handle = qwen.register_forward_pre_hook(
+        lambda _module, _inputs, named: computed.append(named["input_ids"].shape), with_kwargs=True
+    )
+    sampling = Sampling(1.0, max_new_tokens=6)
+    prompts = [Prompt([4, 5, 6], numbers(index)) for index in range(5)]
+    try:
+        found = ids_of(texts(qwen, prompts, sampling))
+    finally:
+        handle.remove()
+    assert computed == [(1, 3)] + [(5, 1)] * 5
+    assert found == [plainly(qwen, prompt, sampling) for prompt in prompts]
+    assert len(set(map(tuple, found))) > 1
+
+
+def test_what_waits_is_computed_a_few_rows_at_a_time(qwen):
+    rows = []
+    handle = qwen.register_forward_pre_hook(
+        lambda _module, _inputs, named: rows.append(len(named["input_ids"])), with_kwargs=True
+    )
+    try:
+        texts(
+            qwen,
+            prompts_of([[1 + one] * 5 for one in range(20)]),
+            Sampling(max_new_tokens=5),
+            max_rows=4,
+        )
+    finally:
+        handle.remove()
+    assert max(rows) == 4
