@@ -34,6 +34,7 @@ from tests.support.training.runs import (
     trained,
 )
 from tests.support.training.shards import write_shards
+from tests.support.training.wire_teacher import Serving, WireTeacher
 
 TIMES = ("time", "progress/seconds", "perf/", "time/", "memory/", "wire/")
 OF_TIME = ("rollout/seconds", "rollout/tokens_per_second", "_share")
@@ -384,3 +385,21 @@ def test_a_record_is_not_made_for_rows_that_nobody_knows_yet(
     data = open_data(spec, home.roots, 40, None)
     with pytest.raises(InvalidSpec, match="rollout: has no use in a record"):
         planned_parts(spec, data, RecordOptions())
+
+
+def test_the_teacher_is_told_that_written_texts_never_come_again(
+    home: Home, on_policy: OnPolicy
+) -> None:
+    with Serving(WireTeacher()) as serving:
+        folder = on_policy(
+            teacher={"address": serving.address},
+            objective={"alpha": 0.5, "divergence": "forward_kl"},
+            rollout={"fraction": 0.5},
+            schedule={"steps": 5, "warmup_steps": 0},
+        )
+        assert trained(home, folder) == 0, status_of(folder).message
+        requests = list(serving.teacher.requests)
+    written = [request for request in requests if request.comes_once]
+    assert len(written) == sum(line["rollout/rows"] for line in lines_of(folder)[1:]) > 0
+    assert all(len(request.sequence_lengths) == 1 for request in written)
+    assert len(requests) > len(written)
