@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml requirements.lock
 	@echo "installing the locked packages into .venv; the first time, this takes a few minutes ..."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check --progress-bar off -q -c requirements.lock \
-	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[torch,data,quantized,gguf,gpu,lora,tensorboard,wandb,humaneval,dev]'
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[torch,data,quantized,gguf,gpu,lora,tensorboard,wandb,humaneval,openai,dev]'
 	touch $@
 
 demo: $(STAMP)

@@ -44,6 +44,12 @@ def _trainer() -> Iterable[Row]:
     yield from pipelined.measure()
 
 
+def _on_policy() -> Iterable[Row]:
+    from benchmarks.trainer import writing
+
+    return writing.measure()
+
+
 def _teacher() -> Iterable[Row]:
     from benchmarks.teacher import serving as teacher
 
@@ -94,6 +100,7 @@ PARTS: dict[str, tuple[str, Callable[[], Iterable[Row]]]] = {
         "Whole training steps: against TRL, and how much pipelining hides",
         _trainer,
     ),
+    "on_policy": ("Writing texts: the generator against transformers' generate", _on_policy),
     "record": ("Records: bytes, exactness, and how fast they are made and read", _record),
     "control": ("The control plane with 1,000 runs, one of a million lines", _control),
     "data": ("data prepare: worker processes against the tokenizers library's threads", _data),

@@ -79,6 +79,29 @@ def last_json_lines(path: Path, at_most_bytes: int) -> list[Any]:
     return [value for value in values if value is not None]
 
 
+def lines_before(path: Path, offset: int | None, at_most_bytes: int) -> tuple[list[Any], bool]:
+    """Returns the values of the last complete lines before an offset, and whether there are more.
+
+    Null and invalid JSON are left out.
+
+    Args:
+        path: a missing file has no lines.
+        offset: the end of a line; None means the end of the file.
+        at_most_bytes: how much of the file is read.
+    """
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END) if offset is None else offset
+            start = max(0, end - at_most_bytes)
+            file.seek(start)
+            lines = _complete(file.read(end - start))
+    except FileNotFoundError:
+        return [], False
+    # If something is before them, the first line lacks its start.
+    values = map(_value, lines[1:] if start else lines)
+    return [value for value in values if value is not None], start > 0
+
+
 def keep_lines_before(path: Path, step: int) -> None:
     """Cuts off the lines of `step` and later steps, and an incomplete last line.
 

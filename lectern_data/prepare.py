@@ -1,4 +1,4 @@
-"""Prepares a dataset: from text to token shards, in seven steps. No torch.
+"""Prepares a dataset or a prompt set: from text to token shards, in seven steps. No torch.
 
     prepare()                                                             settings.py
       1. streams the rows of a hub dataset into a local file              found.py, hub.py
@@ -25,6 +25,7 @@ from lectern_common.checks.row_counts import shares_of
 from lectern_common.errors import InvalidRequest
 from lectern_common.files import new_folder
 from lectern_common.tokens.chat_rows import ChatShares, LongChats
+from lectern_common.tokens.prompt_sets import prompt_facts
 from lectern_common.tokens.shards import TOKENIZER_NAME, read_manifest
 from lectern_common.tokens.tokenizer_map import tokenizer_sha256
 from lectern_common.words import counted
@@ -57,7 +58,8 @@ class Prepared:
     """The result of `prepare`.
 
     `chat_shares` says what rows of common lengths will make of the training set's chats, first with
-    `data.long_chats` cut, then with drop; it is empty for text.
+    `data.long_chats` cut, then with drop; it is empty for text. `longest_prompt`, in tokens, is of
+    a prompt set, which is the `training` part; None for datasets.
     """
 
     training: Part
@@ -74,6 +76,7 @@ class Prepared:
     bos_from: str
     left_out: list[LeftOut]
     chat_shares: list[ChatShares]
+    longest_prompt: int | None
     seconds: float
 
 
@@ -84,6 +87,8 @@ def prepare(
     on_event: Callable[[str], None] = lambda sentence: None,
 ) -> Prepared:
     """Writes the datasets `output` and `output`-validation; both appear whole or not at all.
+
+    Of prompts, only `output` is written, and nothing is held out.
 
     Args:
         settings: the inputs and how to prepare them.
@@ -100,7 +105,7 @@ def prepare(
         LecternError: a tokenising process died repeatedly, or the hub's stream broke.
     """
     started = time.monotonic()
-    given = _given_tokenizer(settings)
+    given = given_tokenizer(settings)
     with (
         work_folder(settings.output) as work,
         published(settings.targets, replace=settings.force) as folders,
@@ -120,8 +125,8 @@ def prepare(
             on_event(f"documents end in {end.text} ({end.why})")
         encoder = _encoder_files(work, tokenizer, found)
         pieces = _tokenized(settings, work, encoder, parts, faults, on_progress, on_event)
-        left_out += _left_out_of_chats(settings, work, pieces)
-        _report_unasked(work, pieces, on_event)
+        left_out += _left_out_last(settings, work, pieces)
+        _report_pieces(work, pieces, on_event)
         layout = replace(
             settings.layout,
             bos_policy=start.policy,
@@ -155,7 +160,8 @@ def _prepared(
         bos_token=_text_of(written[0].bos_token_id, tokenizer),
         bos_from=start.why,
         left_out=left_out,
-        chat_shares=_chat_shares(settings.output) if settings.content.is_chat else [],
+        chat_shares=_chat_shares(settings.output) if settings.layout.holds == "chats" else [],
+        longest_prompt=_longest_prompt(settings.output) if settings.content.is_prompt else None,
         seconds=time.monotonic() - started,
     )
 
@@ -166,7 +172,11 @@ def _chat_shares(dataset: Path) -> list[ChatShares]:
     return shares_of(dataset, read_manifest(dataset), wanted)
 
 
-def _given_tokenizer(settings: PrepareSettings) -> DatasetTokenizer | None:
+def _longest_prompt(prompt_set: Path) -> int:
+    return prompt_facts(prompt_set).longest
+
+
+def given_tokenizer(settings: PrepareSettings) -> DatasetTokenizer | None:
     """Returns the tokenizer that the settings name; None means that it must be trained.
 
     Raises:
@@ -205,7 +215,7 @@ def _tokenized(
     """Returns the pieces of each part, each with its file of ids in the work folder.
 
     Raises:
-        InvalidRequest: more chats are unusable than `faults` allows.
+        InvalidRequest: more chats or prompts are unusable than `faults` allows.
     """
     identity = encoder.sha256()
     pieces = [list(cut(part, identity, settings.piece_bytes)) for part in parts]
@@ -214,7 +224,7 @@ def _tokenized(
 
     def on_done(piece: Piece) -> None:
         nonlocal done
-        if settings.content.is_chat:
+        if settings.content.is_checked_last:
             faults.add(piece_left_out(piece, work.path))
             faults.require_few()
         done += len(piece.documents)
@@ -226,20 +236,33 @@ def _tokenized(
     return pieces
 
 
-def _left_out_of_chats(
+def _left_out_last(
     settings: PrepareSettings, work: Work, pieces: list[list[Piece]]
 ) -> list[LeftOut]:
-    """Returns the chats that could not be encoded, in the order of the pieces."""
-    if not settings.content.is_chat:
+    """Returns the chats and prompts that could not be encoded, in the order of the pieces."""
+    if not settings.content.is_checked_last:
         return []
     return [
         entry for part in pieces for piece in part for entry in piece_left_out(piece, work.path)
     ]
 
 
-def _report_unasked(work: Work, pieces: list[list[Piece]], on_event: Callable[[str], None]) -> None:
-    """Reports how many turns of the assistant are not learnt because nothing asks for them."""
-    unasked = sum(read_piece(work.path, piece).unasked for part in pieces for piece in part)
+def _report_pieces(work: Work, pieces: list[list[Piece]], on_event: Callable[[str], None]) -> None:
+    """Reports how many turns of the assistant are not learnt because nothing asks for them, and
+    how many prompts spell control tokens.
+    """
+    unasked = spelt = 0
+    for piece in (piece for part in pieces for piece in part):
+        encoded = read_piece(work.path, piece)
+        unasked += encoded.unasked
+        spelt += encoded.spelt
+    if spelt:
+        have_has = "has" if spelt == 1 else "have"
+        on_event(
+            f"{counted(spelt, 'prompt')} {have_has} the spelling of a control token in the text, "
+            "which is encoded as characters; to have chats rendered, prepare their messages with "
+            "--chat"
+        )
     if unasked:
         is_are, them = ("is", "it") if unasked == 1 else ("are", "them")
         on_event(
@@ -259,6 +282,7 @@ def _written_parts(
     on_progress: Progress,
 ) -> list[Part]:
     """Writes each part into its folder and returns them; skips a part without pieces."""
+    written = pieces[: len(folders)]  # a prompt set has no second part
     return [
         write_part(
             folder,
@@ -269,7 +293,7 @@ def _written_parts(
             layout,
             partial(on_progress, "writing"),
         )
-        for folder, target, part in zip(folders, settings.targets, pieces, strict=True)
+        for folder, target, part in zip(folders, settings.targets, written, strict=True)
         if part
     ]
 

@@ -33,20 +33,21 @@ class PrepareSettings:
         tokenizer: a tokenizer.json, or a folder with one. Exactly one of this and
             `train_vocab_size` is set.
         train_vocab_size: size of a byte-level BPE to train on the training part.
-        eos_policy: where to put the end-of-text token: nowhere, between or after documents.
+        eos_policy: where to put the end-of-text token: nowhere, between or after documents;
+            nowhere for prompts.
         eos_token: the end-of-text token; None means the tokenizer's own, as document_end.py chooses
             it.
         bos_policy: where to put the token that begins a text: nowhere, before each document, or at
             the start of each row of a run; "auto" does what the tokenizer does.
-        validation_fraction: share of the text, in bytes, held out as whole documents; 0 writes no
-            validation set. Equal documents always fall on the same side, and one that is much
-            larger than that share falls into training.
+        validation_fraction: share of the text, in bytes, held out as whole documents; 0, which
+            prompts must have, writes no validation set. Equal documents always fall on the same
+            side, and one that is much larger than that share falls into training.
         seed: chooses the documents to hold out.
         include: inside folders, only files that match one of these patterns; empty means all but
             hidden ones.
         exclude: files and folders that match one of these are left out.
         content: what a row holds. Chats go through the tokenizer's chat template, and a mask marks
-            the assistant's tokens.
+            the assistant's tokens; of prompts, nothing is learnt.
         date: what a chat template that asks for the date is told; None means the day on which the
             preparation began.
         shard_tokens: tokens per shard file.
@@ -106,6 +107,8 @@ class PrepareSettings:
         if not self.output.name.isprintable():
             why = f"--output {inert_name(self.output.name)} holds a character that cannot be shown"
             raise InvalidRequest(f"{why}; choose another name", "output")
+        if self.content.is_prompt:
+            self._require_fitting_prompts()
         if self.date is not None and not self.content.is_chat:
             raise InvalidRequest("--date has no effect without --chat", "date")
         if not self.inputs and self.hub_dataset is None:
@@ -121,9 +124,32 @@ class PrepareSettings:
                 "tokenizer",
             )
 
+    def _require_fitting_prompts(self) -> None:
+        """Raises InvalidRequest for settings that have no effect on prompts."""
+        no_end = "a prompt is continued, so no token ends it"
+        for option, is_set, why in (
+            (
+                "train_tokenizer",
+                self.train_vocab_size,
+                "set --tokenizer, the student's",
+            ),
+            ("eos_policy", self.eos_policy != "none", no_end),
+            ("eos_token", self.eos_token, no_end),
+            ("bos_policy", self.bos_policy == "row", "a prompt is not cut into rows"),
+            ("validation_fraction", self.validation_fraction, "no prompts are held out"),
+            ("seq_length_hint", self.seq_length_hint, "a prompt is not cut into rows"),
+        ):
+            if is_set:
+                name = f"--{option.replace('_', '-')}"
+                if option in ("eos_policy", "bos_policy"):
+                    name += f" {getattr(self, option)}"
+                raise InvalidRequest(f"{name} does not fit --prompts: {why}", option)
+
     @property
     def targets(self) -> list[Path]:
-        """Returns the folders of the training and the validation set."""
+        """Returns the folders of the training and the validation set; of a prompt set, its own."""
+        if self.content.is_prompt:
+            return [self.output]
         return [self.output, self.output.with_name(self.output.name + VALIDATION_SUFFIX)]
 
     @property

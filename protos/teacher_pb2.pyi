@@ -159,7 +159,7 @@ class Representation(_message.Message):
     def __init__(self, kind: _Optional[_Union[RepresentationKind, str]] = ..., top_k: _Optional[int] = ..., num_draws: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class LogitsForBatchRequest(_message.Message):
-    __slots__ = ("protocol_version", "run_id", "request_id", "expected_fingerprint", "token_ids", "sequence_lengths", "positions", "position_mask", "vocab_size", "representation", "temperature")
+    __slots__ = ("protocol_version", "run_id", "request_id", "expected_fingerprint", "token_ids", "sequence_lengths", "positions", "position_mask", "vocab_size", "representation", "temperature", "comes_once")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -171,6 +171,7 @@ class LogitsForBatchRequest(_message.Message):
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     REPRESENTATION_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    COMES_ONCE_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     run_id: str
     request_id: str
@@ -182,7 +183,8 @@ class LogitsForBatchRequest(_message.Message):
     vocab_size: int
     representation: Representation
     temperature: float
-    def __init__(self, protocol_version: _Optional[int] = ..., run_id: _Optional[str] = ..., request_id: _Optional[str] = ..., expected_fingerprint: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., sequence_lengths: _Optional[_Iterable[int]] = ..., positions: _Optional[_Union[PositionSelection, str]] = ..., position_mask: _Optional[bytes] = ..., vocab_size: _Optional[int] = ..., representation: _Optional[_Union[Representation, _Mapping]] = ..., temperature: _Optional[float] = ...) -> None: ...
+    comes_once: bool
+    def __init__(self, protocol_version: _Optional[int] = ..., run_id: _Optional[str] = ..., request_id: _Optional[str] = ..., expected_fingerprint: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., sequence_lengths: _Optional[_Iterable[int]] = ..., positions: _Optional[_Union[PositionSelection, str]] = ..., position_mask: _Optional[bytes] = ..., vocab_size: _Optional[int] = ..., representation: _Optional[_Union[Representation, _Mapping]] = ..., temperature: _Optional[float] = ..., comes_once: _Optional[bool] = ...) -> None: ...
 
 class LogitsForBatchReply(_message.Message):
     __slots__ = ("header", "piece", "trailer")

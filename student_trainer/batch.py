@@ -46,19 +46,18 @@ class Batch:
 
     def micro_batches(self, sequences: int) -> "list[Batch]":
         """Returns the batch in pieces of `sequences` rows, in order; the last may be smaller."""
+        firsts = range(0, len(self.inputs_BS), sequences)
+        return [self.rows(slice(first, first + sequences)) for first in firsts]
+
+    def rows(self, chosen: "slice | npt.NDArray[np.int64]") -> "Batch":
+        """Returns some of the rows, by a slice or by their indices."""
         positions_BS, lengths_B = self.position_ids_BS, self.lengths_B
-        cuts = [
-            slice(first, first + sequences) for first in range(0, len(self.inputs_BS), sequences)
-        ]
-        return [
-            Batch(
-                self.inputs_BS[cut],
-                self.labels_BS[cut],
-                None if positions_BS is None else positions_BS[cut],
-                None if lengths_B is None else lengths_B[cut],
-            )
-            for cut in cuts
-        ]
+        return Batch(
+            self.inputs_BS[chosen],
+            self.labels_BS[chosen],
+            None if positions_BS is None else positions_BS[chosen],
+            None if lengths_B is None else lengths_B[chosen],
+        )
 
     def sequences(self) -> Iterator[tuple[Tokens, npt.NDArray[np.bool_]]]:
         """Yields (ids, valid) of everything to ask a teacher about, in the order of the positions.

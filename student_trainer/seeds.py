@@ -25,6 +25,12 @@ class Key(Enum):
     """The factors of the row hash: (0,), the same in every run."""
     ANSWERS = 5
     """The tokens of a sampled answer: (seed, hash of the problem's name, sample)."""
+    ROLLOUTS = 6
+    """The tokens of a rollout: (seed, step, row, sample)."""
+    WRITTEN = 7
+    """Which rows of a step the student writes: (seed, step)."""
+    PROMPT_ORDER = 8
+    """The order of an epoch's prompts: (seed, epoch)."""
 
 
 def raw_bits(key: Key, numbers: tuple[int, ...], count: int) -> npt.NDArray[np.uint64]:
@@ -33,6 +39,11 @@ def raw_bits(key: Key, numbers: tuple[int, ...], count: int) -> npt.NDArray[np.u
     Raw Philox output is stable by numpy's policy (NEP 19); what Generator derives from it is not.
     """
     return np.asarray(np.random.Philox(_sequence(key, numbers)).random_raw(count), np.uint64)
+
+
+def uniforms(key: Key, numbers: tuple[int, ...], count: int) -> npt.NDArray[np.float64]:
+    """Returns `count` numbers in [0, 1), the first of them the same for any count."""
+    return np.asarray((raw_bits(key, numbers, count) >> np.uint64(11)) * 2.0**-53)
 
 
 def derived_seed(key: Key, numbers: tuple[int, ...]) -> int:

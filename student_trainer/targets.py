@@ -7,13 +7,14 @@ Rows are the asked positions in request order: by sequence, then by position.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lectern_common.errors import InvalidRequest
 from lectern_common.wire.formats import Representation
 from lectern_models.logits.output_head import OutputHead
 from student_trainer.seeds import Key, derived_seed
@@ -184,6 +185,21 @@ def joined(parts: Sequence[TeacherTargets]) -> TeacherTargets:
     return replace(first, **changes)
 
 
+def likeliest_ids(targets: TeacherTargets) -> Tensor:
+    """Returns the teacher's likeliest id at each position, int64 [n].
+
+    Raises:
+        InvalidRequest: the targets are draws.
+    """
+    if isinstance(targets, TopKTargets):
+        return targets.ids_NK[:, 0]
+    if isinstance(targets, DenseTargets):
+        return targets.logits_NV.argmax(-1)
+    if isinstance(targets, HiddenTargets):
+        return targets.head.logits(targets.hidden_ND).argmax(-1)
+    raise InvalidRequest("draws do not reveal the teacher's likeliest token", "targets")
+
+
 class TargetsProvider(Protocol):
     """A teacher as the training loop sees it. Safe to call from several threads."""
 
@@ -210,6 +226,24 @@ class TargetsProvider(Protocol):
             InvalidRequest, RepresentationNotOffered: the teacher does not offer this.
         """
         ...
+
+
+@runtime_checkable
+class AskedOfNewTexts(Protocol):
+    """A teacher that treats texts that never come again, such as a student's own, otherwise."""
+
+    def for_new_texts(self) -> TargetsProvider:
+        """Returns the provider to ask about them: nothing is kept that only they would use."""
+        ...
+
+
+def for_new_texts(provider: TargetsProvider) -> TargetsProvider:
+    """Returns the provider to ask about texts that never come again; perhaps the same one.
+
+    The answers are the same. A server then neither fills nor empties its cache with them, and a run
+    that keeps its teacher's answers does not keep these.
+    """
+    return provider.for_new_texts() if isinstance(provider, AskedOfNewTexts) else provider
 
 
 class TeacherLogitsProvider(Protocol):

@@ -8,7 +8,7 @@ from lectern_common.errors import LecternError
 from lectern_common.roots import folders_with
 from lectern_common.teacher.record.manifest import is_record, read_record_manifest
 from lectern_common.teacher.record.reader import described, require_sizes
-from lectern_common.tokens.shards import MANIFEST_NAME, TOKENIZER_NAME, read_manifest
+from lectern_common.tokens.shards import MANIFEST_NAME, TOKENIZER_NAME, read_any_manifest
 from lectern_common.tokens.tokenizer_files import vocabulary_files
 from lectern_common.tokens.weights import safetensors_files
 
@@ -35,12 +35,14 @@ def models(root: Path) -> list[ModelView]:
 def _dataset(root: Path, folder: Path) -> DatasetView:
     path = str(folder.relative_to(root))
     try:
-        manifest = read_manifest(folder)
+        manifest = read_any_manifest(folder)
     except (LecternError, OSError) as error:
         return DatasetView(path=path, problem=str(error))
     return DatasetView(
         path=path,
         problem=None,
+        holds=manifest.holds,
+        document_count=manifest.document_count,
         total_tokens=manifest.total_tokens,
         shard_count=manifest.shard_count,
         vocab_size=manifest.vocab_size,

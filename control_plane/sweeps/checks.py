@@ -141,12 +141,16 @@ def _estimate(
     shared: dict[tuple[str, int | None], tuple[int, float | None]] = {}
     for index, spec in enumerate(specs):
         of = found[index]
-        one = estimate_run(spec, of.rows, of.teacher, None, of.student.vocab_size)
+        one = estimate_run(
+            spec, of.rows, of.teacher, None, of.student.vocab_size, prompts=of.prompts
+        )
         tokens, asked = tokens + one.tokens, asked + one.teacher_tokens
         if spec.asks_server:
             # Runs over the same rows in the same order: the longest asks for all that others do.
             # Rows with ids that the student lacks are left out.
-            key = _rows_of(spec), of.student.vocab_size
+            # What a student writes, no other run asks for.
+            rows = _rows_of(spec) if spec.rollout is None else str(index)
+            key = rows, of.student.vocab_size
             before = shared.get(key, (0, None))
             shared[key] = max((one.teacher_tokens, one.teacher_hours), before, key=lambda of: of[0])
     hours = [of[1] for of in shared.values()]

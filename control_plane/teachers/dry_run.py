@@ -16,7 +16,9 @@ def checked_spec(
     spec: RunSpec, checks: Sequence[Check], found: Found, free_disk_bytes: int | None
 ) -> SpecCheckView:
     """Returns the answer about a spec of which `checks` were made."""
-    estimate = estimate_run(spec, found.rows, found.teacher, None, found.student.vocab_size)
+    estimate = estimate_run(
+        spec, found.rows, found.teacher, None, found.student.vocab_size, prompts=found.prompts
+    )
     rows = found.rows
     return SpecCheckView(
         ok=all(check.outcome is not Outcome.FAIL for check in checks),

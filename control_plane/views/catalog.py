@@ -1,14 +1,20 @@
 """The datasets, records and models that a spec may name."""
 
+from typing import Literal
+
 from control_plane.views.view import View
 
 
 class DatasetView(View):
-    """One dataset folder under the data root."""
+    """One dataset folder, or prompt set, under the data root."""
 
     path: str
-    """Value for `data.path` of a spec."""
+    """Value for `data.path` of a spec; of a prompt set, for `rollout.prompts`."""
     problem: str | None
+    holds: Literal["text", "chats", "prompts"] | None = None
+    """Prompts are continued by a student, never trained on."""
+    document_count: int | None = None
+    """Documents, sequences of chats, or prompts; null if unknown."""
     total_tokens: int | None = None
     shard_count: int | None = None
     vocab_size: int | None = None

@@ -1,8 +1,13 @@
-"""What a run has written: metrics, series for charts, samples and checkpoints."""
+"""What a run has written: metrics, series for charts, samples, rollouts and checkpoints."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
 
 from control_plane.views.view import View
+from lectern_common.json_lines import MAX_COUNT
+
+TokenId = Annotated[int, Field(ge=0, lt=1 << 32)]
 
 
 class MetricsView(View):
@@ -86,6 +91,47 @@ class SamplesView(View):
 
     run_id: str
     samples: list[SampleView]
+
+
+class RolloutView(View):
+    """What the student wrote after a prompt, and how far the teacher is from each token of it."""
+
+    step: Annotated[int, Field(ge=0, le=MAX_COUNT)]
+    """The step that learnt it, as in the metrics."""
+    row: Annotated[int, Field(ge=0, le=MAX_COUNT)]
+    """Its place in the step."""
+    sample: Annotated[int, Field(ge=0, le=MAX_COUNT)]
+    """Its number among those after the same prompt."""
+    prompt: str | None
+    """Null if the run has no tokenizer, as `text` and `tokens` are then."""
+    prompt_ids: list[TokenId]
+    text: str | None
+    """Without the end token."""
+    ids: list[TokenId]
+    """Of the text."""
+    end: TokenId | None
+    """The token that ended it; null if it was cut at rollout.max_new_tokens."""
+    tokens: list[str] | None
+    """What each learnt token adds to the text, the end token last."""
+    kl: list[float | None]
+    """The divergence from the teacher at each of these tokens, in nats; null if not finite."""
+    mean_kl: float | None
+
+    @model_validator(mode="after")
+    def _each_token_is_judged(self) -> Self:
+        learnt = len(self.ids) + (self.end is not None)
+        if len(self.kl) != learnt or (self.tokens is not None and len(self.tokens) != learnt):
+            raise ValueError("tokens, kl and ids do not go together")
+        return self
+
+
+class RolloutsView(View):
+    """Rollouts in the order of their steps, newest last."""
+
+    run_id: str
+    rollouts: list[RolloutView]
+    more: bool
+    """There are earlier ones: ask with `before_step`, the first step of these."""
 
 
 class CheckpointView(View):

@@ -150,6 +150,26 @@ export interface Samples {
   samples: Sample[];
 }
 
+export interface Rollout {
+  step: number;
+  row: number;
+  sample: number;
+  prompt: string | null;
+  prompt_ids: number[];
+  text: string | null;
+  ids: number[];
+  end: number | null;
+  tokens: string[] | null;
+  kl: (number | null)[];
+  mean_kl: number | null;
+}
+
+export interface Rollouts {
+  run_id: string;
+  rollouts: Rollout[];
+  more: boolean;
+}
+
 export interface Checkpoint {
   step: number;
   completed_at: number;
@@ -273,6 +293,8 @@ export interface Models {
 export interface Dataset {
   path: string;
   problem: string | null;
+  holds: "text" | "chats" | "prompts" | null;
+  document_count: number | null;
   total_tokens: number | null;
   shard_count: number | null;
   vocab_size: number | null;

@@ -58,6 +58,7 @@ _REFUSED: dict[str, dict[str, Any]] = {
     "data.long_chats": {**_SHARDS, "data.long_chats": "drop"},
     "data.attention_across_documents": {**_SHARDS, "data.attention_across_documents": False},
     "data.max_bad_rows_fraction": {"data.max_bad_rows_fraction": 0.5},
+    "rollout": {"rollout": {"fraction": 0.5, "prompt_tokens": 4}},
     "objective.alpha": {"objective.alpha": 0.5},
     "objective.temperature": {"objective.temperature": 3.0},
     "objective.divergence": {"objective.divergence": "reverse_kl"},

@@ -1,28 +1,31 @@
-"""`lectern data`: prepares datasets on this machine."""
+"""`lectern data`: prepares datasets on this machine, of text or of a model's answers."""
 
 import datetime
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lectern import console
+from lectern.commands.options import generate as asking
 from lectern.commands.options import prepare as options
 from lectern.options import Home, Json, command_group, roots_of
+from lectern.terminal.generated import generated_lines
+from lectern.terminal.prepared import print_left_out, print_prepared
+from lectern.terminal.shown import shown_lines
 from lectern_common.errors import InvalidRequest
-from lectern_common.words import counted, inert_name
 
 if TYPE_CHECKING:
-    from lectern_common.tokens.chat_rows import ChatShares
-    from lectern_data.prepare import Prepared
+    from lectern_data.asking.generate import Generated
     from lectern_data.read.hub import HubDataset
     from lectern_data.read.rows import Content
-    from lectern_data.settings import PrepareSettings
-    from lectern_data.write.written_parts import Part
+    from lectern_data.settings import Progress
 
-app = command_group("Prepare datasets.")
-NAMES_SHOWN = 20
+app = command_group("Prepare datasets, have a model write them, or show them.")
 # What the stages of a preparation count.
 UNITS = {
+    "asking": "for answers",
     "fetching": "rows",
     "reading": "bytes",
     "tokenizer": "training, documents",
@@ -41,11 +44,12 @@ def prepare(
     output: options.Output,
     tokenizer: options.TokenizerPath = None,
     train_tokenizer: options.TrainTokenizer = None,
-    eos_policy: options.Eos = "after",
+    prompts: options.Prompts = False,
+    eos_policy: options.Eos = None,
     eos_token: options.EosToken = None,
     bos_policy: options.BosPolicy = "auto",
-    validation_fraction: options.ValidationFraction = 0.01,
-    seed: options.Seed = 0,
+    validation_fraction: options.HeldOut = None,
+    seed: options.Seed = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
     text_field: options.TextField = None,
@@ -65,28 +69,34 @@ def prepare(
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Turn text into token shards to train on.
+    """Turn text into token shards to train on, or into a prompt set to continue.
 
     Writes a dataset (shards, manifest, tokenizer) to OUTPUT, and the held-out documents to
-    OUTPUT-validation. Both appear whole or not at all, and the same input gives the same bytes. If
-    the command is killed, run it again: it continues where it was.
+    OUTPUT-validation; with --prompts, only a prompt set to OUTPUT. They appear whole or not at all,
+    and the same input gives the same bytes. If the command is killed, run it again: it continues
+    where it was.
     """
+    from lectern_data.prepare import prepare as prepare_data
     from lectern_data.settings import PrepareSettings
 
+    if prompts and seed is not None:
+        raise InvalidRequest("--seed does not fit --prompts: no prompts are held out", "seed")
+    if validation_fraction is None:
+        validation_fraction = 0.0 if prompts else PrepareSettings.validation_fraction
     settings = PrepareSettings(
         inputs=inputs or [],
         output=_output_folder(output, home),
         hub_dataset=_hub_dataset(hub, hub_config, hub_split, hub_revision),
         tokenizer=tokenizer,
         train_vocab_size=train_tokenizer,
-        eos_policy=eos_policy,
+        eos_policy=eos_policy or ("none" if prompts else PrepareSettings.eos_policy),
         eos_token=eos_token,
         bos_policy=bos_policy,
         validation_fraction=validation_fraction,
-        seed=seed,
+        seed=PrepareSettings.seed if seed is None else seed,
         include=include or (),
         exclude=exclude or (),
-        content=_content(text_field, messages_field, chat=chat),
+        content=_content(text_field, messages_field, chat=chat, prompts=prompts),
         date=_date(date),
         shard_tokens=shard_tokens,
         seq_length_hint=seq_length_hint,
@@ -95,55 +105,148 @@ def prepare(
         workers=workers,
         force=force,
     )
-    prepared = _prepared(settings)
-    _report(prepared, chat=chat, as_json=as_json)
+    with _shown() as on_progress:
+        prepared = prepare_data(settings, on_progress=on_progress, on_event=console.note)
+    print_left_out(prepared.left_out)
+    if as_json:
+        console.print_json(asdict(prepared))
+    else:
+        print_prepared(prepared, chat=chat)
     if prepared.vocab_size < (train_tokenizer or 0):
         console.note(
             f"the text gave a vocabulary of {prepared.vocab_size:,} tokens, not {train_tokenizer:,}"
         )
 
 
-def _prepared(settings: "PrepareSettings") -> "Prepared":
-    """Prepares the dataset, and shows how far each stage is."""
-    from lectern_data.prepare import prepare as prepare_data
+@app.command(
+    epilog="Example: lectern data generate prompts.jsonl --from http://127.0.0.1:8000/v1 "
+    "--model ./qwen --output qwen-answers"
+)
+def generate(
+    prompts: asking.Prompts,
+    *,
+    server: asking.From,
+    model: asking.Model,
+    output: asking.Output,
+    tokenizer: asking.TokenizerPath = None,
+    send: asking.Send = "auto",
+    prompt_field: asking.PromptField = None,
+    messages_field: asking.MessagesField = None,
+    samples: asking.Samples = 1,
+    seed: asking.Seed = 0,
+    max_tokens: asking.MaxTokens = 1024,
+    temperature: asking.Temperature = None,
+    top_p: asking.TopP = None,
+    cut: asking.Cut = "keep",
+    concurrency: asking.Concurrency = 16,
+    timeout_seconds: asking.TimeoutSeconds = 600.0,
+    outage_seconds: asking.OutageSeconds = 600.0,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    validation_fraction: options.ValidationFraction = 0.01,
+    max_fault_fraction: asking.MaxFaultFraction = 0.01,
+    force: asking.Force = False,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Ask a model for answers to prompts, and make a dataset of them.
 
+    Any server with the OpenAI interface will do: vLLM, SGLang, llama.cpp, transformers serve. Each
+    answer is kept as soon as it is there: if the command is killed, or the server goes away, run it
+    again, and it asks only for the others.
+    """
+    from lectern_data.asking.generate import generate as generate_data
+    from lectern_data.asking.settings import ANSWERS_SUFFIX, GenerateSettings
+
+    is_file = output.endswith(ANSWERS_SUFFIX)
+    settings = GenerateSettings(
+        inputs=prompts,
+        server=server,
+        model=model,
+        output=Path(output) if is_file else _output_folder(output, home),
+        tokenizer=tokenizer,
+        send=send,
+        prompt_field=prompt_field,
+        messages_field=messages_field,
+        samples=samples,
+        seed=seed,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        keep_cut=cut == "keep",
+        concurrency=concurrency,
+        timeout_seconds=timeout_seconds,
+        outage_seconds=outage_seconds,
+        include=include or (),
+        exclude=exclude or (),
+        validation_fraction=validation_fraction,
+        max_fault_fraction=max_fault_fraction,
+        force=force,
+    )
+    with _shown() as on_progress:
+        generated = generate_data(settings, on_progress=on_progress, on_event=console.note)
+    _report_generated(generated, as_json=as_json)
+
+
+@contextmanager
+def _shown() -> "Iterator[Progress]":
+    """Yields a function that shows how far each stage of a preparation is."""
     with console.progress() as advance:
-
-        def on_progress(stage: str, done: int, total: int) -> None:
-            advance(f"{stage} {UNITS[stage]}", done, total)
-
-        return prepare_data(settings, on_progress=on_progress, on_event=console.note)
+        yield lambda stage, done, total: advance(f"{stage} {UNITS[stage]}", done, total)
 
 
-def _report(prepared: "Prepared", *, chat: bool, as_json: bool) -> None:
-    _report_left_out(prepared)
+def _report_generated(generated: "Generated", *, as_json: bool) -> None:
+    left_out = generated.left_out
+    if generated.prepared is not None:
+        left_out = left_out + generated.prepared.left_out
+    print_left_out(left_out)
     if as_json:
-        console.print_json(asdict(prepared))
+        console.print_json(asdict(generated))
         return
-    for part in (prepared.training, prepared.validation):
-        if part is not None:
-            print(_summary(part, chat=chat))
-    print(_edges(prepared, "chat" if chat else "document"))
-    for cut in prepared.chat_shares:
-        if cut.rule == "cut":
-            print(_shares(cut, prepared.chat_shares))
-    print(f"vocabulary of {prepared.vocab_size:,} tokens; took {prepared.seconds:,.1f} s")
+    for line in generated_lines(generated):
+        print(line)
+    if generated.prepared is not None:
+        print_prepared(generated.prepared, chat=generated.prepared.chat_shares != [])
+
+
+@app.command(epilog="Example: lectern data show my-prompts")
+def show(
+    dataset: options.Dataset,
+    *,
+    documents: options.Documents = 3,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a dataset or a prompt set holds.
+
+    Its counts, its tokenizer, and its first documents as text: the beginning of each, or the end of
+    a prompt, after which a student writes.
+    """
+    from lectern_data.shown import shown_dataset
+
+    found = shown_dataset(_output_folder(dataset, home), documents)
+    if as_json:
+        console.print_json(asdict(found))
+    else:
+        print("\n".join(shown_lines(found)))
 
 
 def _output_folder(output: str, home: Path | None) -> Path:
     return Path(output) if "/" in output else roots_of(home).data / output
 
 
-def _content(text_field: str | None, messages_field: str | None, *, chat: bool) -> "Content":
-    from lectern_data.read.rows import MESSAGES_FIELD, TEXT_FIELD, Content
+def _content(
+    text_field: str | None, messages_field: str | None, *, chat: bool, prompts: bool
+) -> "Content":
+    from lectern_data.read.rows import MESSAGES_FIELD, PROMPT_FIELD, TEXT_FIELD, Content
 
     if chat and text_field is not None:
         raise InvalidRequest("--text-field has no effect with --chat", "text_field")
     if not chat and messages_field is not None:
         raise InvalidRequest("--messages-field has no effect without --chat", "messages_field")
     if chat:
-        return Content(messages_field or MESSAGES_FIELD, is_chat=True)
-    return Content(text_field or TEXT_FIELD)
+        return Content(messages_field or MESSAGES_FIELD, is_chat=True, is_prompt=prompts)
+    return Content(text_field or (PROMPT_FIELD if prompts else TEXT_FIELD), is_prompt=prompts)
 
 
 def _date(text: str | None) -> datetime.date | None:
@@ -166,64 +269,3 @@ def _hub_dataset(
         if value is not None:
             raise InvalidRequest(f"--hub-{option} has no effect without --hub", f"hub_{option}")
     return None
-
-
-def _summary(part: "Part", *, chat: bool) -> str:
-    learnt = f", {counted(part.learnt_tokens, 'token')} from the assistant" if chat else ""
-    several = ""
-    if chat and part.sequences != part.documents:
-        several = f" in {counted(part.sequences, 'sequence')}"
-    return (
-        f"{inert_name(part.path)}: {counted(part.tokens, 'token')} from "
-        f"{counted(part.documents, 'document')}{several} "
-        f"({part.text_bytes / part.tokens:.2f} bytes per token), {counted(part.shards, 'shard')}"
-        f"{learnt}"
-    )
-
-
-def _edges(prepared: "Prepared", what: str) -> str:
-    """Returns which tokens begin and end a document, and why these."""
-    if prepared.eos_token is None:
-        end = f"no token ends a {what} (--eos-policy none)"
-        if what == "chat":
-            end = "a chat ends as its template writes it; no token is added (--eos-policy none)"
-    else:
-        end = f"a {what} ends in {prepared.eos_token} (id {prepared.eos_token_id}): "
-        end += f"{prepared.eos_from}"
-    named = f"{prepared.bos_token} (id {prepared.bos_token_id})"
-    begin = {
-        "none": f"no token begins a {what}",
-        "document": f"a {what} begins with {named}",
-        "row": f"{named} begins each row of a run",
-    }[prepared.bos_policy]
-    return f"{begin}: {prepared.bos_from}\n{end}"
-
-
-def _shares(cut: "ChatShares", others: "list[ChatShares]") -> str:
-    """Returns what rows of one length make of the chats."""
-    words = (
-        f"data.seq_len {cut.seq_len:,}: {counted(cut.rows, 'row')}, {cut.padding:.1%} padding, "
-        f"{cut.labels_of_positions:.1%} of positions learnt"
-    )
-    if cut.longer:
-        [drop] = (one for one in others if one.rule == "drop" and one.seq_len == cut.seq_len)
-        words += (
-            f"; {cut.longer:,} of {counted(cut.chats, 'chat')} longer: data.long_chats cut loses "
-            f"{cut.labels_lost:.1%} of what is learnt, drop {drop.labels_lost:.1%}"
-        )
-    return words
-
-
-def _report_left_out(prepared: "Prepared") -> None:
-    """Prints how many documents were left out, and names them: faults first, then empty ones."""
-    left_out = sorted(prepared.left_out, key=lambda entry: not entry.is_fault)
-    if not left_out:
-        return
-    total = sum(entry.documents for entry in left_out)
-    harmless = sum(entry.documents for entry in left_out if not entry.is_fault)
-    apart = f", {harmless:,} of them without a fault" if 0 < harmless < total else ""
-    console.note(f"left out: {counted(total, 'document')}{apart}")
-    for entry in left_out[:NAMES_SHOWN]:
-        console.note(f"  {entry.name}: {entry.reason}")
-    if len(left_out) > NAMES_SHOWN:
-        console.note(f"  and {len(left_out) - NAMES_SHOWN:,} more (--json lists them all)")

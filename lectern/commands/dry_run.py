@@ -133,7 +133,9 @@ def _folder(spec: RunSpec, roots: Roots, *, resume: bool) -> Check:
 def _estimate(spec: RunSpec, found: Found, looked: dict[str, Any], first_step: int) -> RunEstimate:
     shape = ModelShape(**looked["shape"]) if "shape" in looked else None
     vocab_size = found.student.vocab_size if shape is None else shape.vocab_size
-    return estimate_run(spec, found.rows, found.teacher, shape, vocab_size, first_step)
+    return estimate_run(
+        spec, found.rows, found.teacher, shape, vocab_size, first_step, found.prompts
+    )
 
 
 def _as_json(

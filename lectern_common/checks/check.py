@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from lectern_common.errors import (
     CorruptData,
+    InvalidRequest,
     InvalidSpec,
     LecternError,
     Misconfigured,
@@ -109,6 +110,7 @@ def _of_field(field: str, error: LecternError) -> LecternError:
     """Returns the error as one of a spec's field, unless it says itself whose it is."""
     if isinstance(error, CorruptData) and error.field is None:
         return type(error)(str(error), field)
-    if isinstance(error, (NotFound, Misconfigured)):
+    is_of_none = type(error) is InvalidRequest and error.field is None
+    if is_of_none or isinstance(error, (NotFound, Misconfigured)):
         return InvalidSpec([(field, str(error))])
     return error

@@ -33,11 +33,15 @@ from protos import teacher_pb2
 
 @dataclass(frozen=True)
 class StudentFacts:
-    """What is known about a student before it is loaded. None means unknown without a download."""
+    """What is known about a student before it is loaded. None means unknown without a download.
+
+    `max_positions` is also None if it has no limit.
+    """
 
     vocab_size: int | None
     tokens: TokenizerMap | None
     weights_sha256: str | None
+    max_positions: int | None = None
 
 
 def require_teacher_fits(
@@ -48,6 +52,7 @@ def require_teacher_fits(
     manifest: ShardManifest | None,
     dataset: Path | None,
     validation: Path | None = None,
+    prompts: Path | None = None,
 ) -> Untaught:
     """Returns the ids that this teacher cannot teach, none of which the data uses.
 
@@ -59,6 +64,7 @@ def require_teacher_fits(
         manifest: of the training shards; None for synthetic data.
         dataset: folder of the training shards.
         validation: folder of the validation shards, if they are others.
+        prompts: folder of the prompts that the student continues, if there are any.
 
     Raises:
         Incompatible: or a subclass (WrongModel, RepresentationNotOffered, SameWeights,
@@ -87,7 +93,7 @@ def require_teacher_fits(
         spec,
         teacher,
         teacher_tokens,
-        Vocabulary(student.vocab_size, student.tokens, manifest, dataset, validation),
+        Vocabulary(student.vocab_size, student.tokens, manifest, dataset, validation, prompts),
     )
 
 

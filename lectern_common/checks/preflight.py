@@ -18,6 +18,12 @@ from lectern_common.checks.compatibility import (
 )
 from lectern_common.checks.documents import data_folders, require_chats, with_documents
 from lectern_common.checks.needs.estimate import DataCounts, RowCounts
+from lectern_common.checks.needs.rollouts import (
+    examined_prompts,
+    longest_prompt,
+    prompts_folder,
+    require_teacher_takes_rollouts,
+)
 from lectern_common.checks.record import open_record, require_no_record, require_record_fits
 from lectern_common.checks.row_counts import DatasetRows
 from lectern_common.checks.rules import require_one_tokenizer, require_step, why_no_dataset
@@ -30,6 +36,7 @@ from lectern_common.teacher.identity import TeacherIdentity, require_same_teache
 from lectern_common.teacher.record.reader import described
 from lectern_common.teacher.replicas import TeacherReplicas
 from lectern_common.teacher.secrets import SecretFiles, read_secrets
+from lectern_common.tokens.prompt_sets import PromptFacts
 from lectern_common.tokens.shards import (
     TOKENIZER_NAME,
     ShardManifest,
@@ -56,6 +63,7 @@ class Found:
         rows: of training and validation set; also None for synthetic data.
         counts: what is trained on, held out and left out; None with `rows`.
         student: what its folder says about it.
+        prompts: of the run's prompt set; None without one.
         teacher: its own description, even if it does not fit; of one of several servers.
         taught_by: set by the caller: which model the teacher must be.
         packs_chats: set by the caller: False if chats are read as text.
@@ -65,6 +73,7 @@ class Found:
     rows: RowCounts | None = None
     counts: DataCounts | None = None
     student: StudentFacts = UNKNOWN_STUDENT
+    prompts: PromptFacts | None = None
     teacher: teacher_pb2.Model | None = None
     taught_by: TeacherIdentity | None = None
     packs_chats: bool = True
@@ -168,6 +177,8 @@ def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -
         yield Check("tokenizer", Outcome.SKIP, message)
     if spec.evaluation.prompts and found.student is not UNKNOWN_STUDENT:
         yield _prompts(spec, roots, found)
+    if spec.rollout is not None:
+        yield _rollouts(spec, roots, found)
     if spec.report_to:
         yield _packages(spec)
     if spec.teacher is not None:
@@ -263,7 +274,8 @@ def _rows(
                 held_out.manifest.tokenizer_sha256,
             )
         counts = dataset.counts(held_out or spec.data.validation_fraction or 0.0)
-        require_step(counts.training_rows, spec.batch.sequences_per_step)
+        if spec.trains_on_data:
+            require_step(counts.training_rows, spec.batch.sequences_per_step)
         return counts, ""
 
     return checked("rows", look, nothing=None, field="data.path")
@@ -321,6 +333,15 @@ def _prompts(spec: RunSpec, roots: Roots, found: Found) -> Check:
     return checked("prompts", look, nothing=None)[1]
 
 
+def _rollouts(spec: RunSpec, roots: Roots, found: Found) -> Check:
+    def look() -> tuple[PromptFacts | None, str]:
+        return examined_prompts(spec, roots, found.student, found.manifest)
+
+    field = "rollout.prompts" if spec.rollout is not None and spec.rollout.prompts else None
+    found.prompts, check = checked("rollouts", look, nothing=None, field=field)
+    return check
+
+
 def _packages(spec: RunSpec) -> Check:
     def look() -> tuple[None, str]:
         for name in spec.report_to:
@@ -355,7 +376,11 @@ def _teacher(
                     found.manifest,
                     dataset,
                     validation,
+                    prompts_folder(spec, roots),
                 )
+                if (longest := longest_prompt(spec, found.prompts)) is not None:
+                    vocab_size = found.student.vocab_size
+                    require_teacher_takes_rollouts(spec, longest, model, vocab_size)
         return None, (
             f"{model.model_id} at {', '.join(models)}: {model.num_parameters:,} parameters, "
             f"{model.dtype} on {model.device}; offers {teacher.representation}"

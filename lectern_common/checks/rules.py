@@ -10,6 +10,7 @@ from pathlib import Path
 from lectern_common.errors import CorruptData, Incompatible, InvalidSpec
 from lectern_common.roots import what_is_there
 from lectern_common.teacher.record.manifest import is_record
+from lectern_common.tokens.prompt_sets import is_prompt_set
 from lectern_common.tokens.shards import MANIFEST_NAME
 from lectern_common.words import counted
 
@@ -27,8 +28,20 @@ def why_no_dataset(root: Path, path: str, folder: Path) -> str:
     """
     if folder.is_dir():
         return f"{folder} has no {MANIFEST_NAME}, so it is not a dataset"
-    there = what_is_there(root, path, MANIFEST_NAME, lambda found: not is_record(found))
+    there = what_is_there(root, path, MANIFEST_NAME, _is_dataset)
     return f"no dataset {path!r} under the data root {there}"
+
+
+def why_no_prompt_set(root: Path, path: str, folder: Path) -> str:
+    """Returns the same of a prompt set."""
+    if folder.is_dir():
+        return f"{folder} has no {MANIFEST_NAME}, so it is not a prompt set"
+    there = what_is_there(root, path, MANIFEST_NAME, is_prompt_set)
+    return f"no prompt set {path!r} under the data root {there}"
+
+
+def _is_dataset(folder: Path) -> bool:
+    return not is_record(folder) and not is_prompt_set(folder)
 
 
 def require_row(folder: Path, num_tokens: int, seq_len: int) -> None:

@@ -62,6 +62,7 @@ def student_facts(spec: RunSpec, roots: Roots) -> StudentFacts:
         vocab_size=vocab_size,
         tokens=read_tokenizer_map(tokenizer) if tokenizer.exists() else None,
         weights_sha256=cached_weights_sha256(files) if whole else None,
+        max_positions=number(config, POSITIONS),
     )
 
 

@@ -20,7 +20,7 @@ from lectern_common.tokens.shards import (
     ShardManifest,
     blocks_of,
     open_shards,
-    read_manifest,
+    read_any_manifest,
 )
 from lectern_common.tokens.tokenizer_map import (
     TokenizerMap,
@@ -63,6 +63,7 @@ class Vocabulary:
         manifest: of the training shards; None for synthetic data.
         dataset: their folder.
         validation: folder of other validation shards.
+        prompts: folder of prompts.
     """
 
     width: int | None
@@ -70,11 +71,13 @@ class Vocabulary:
     manifest: ShardManifest | None = None
     dataset: Path | None = None
     validation: Path | None = None
+    prompts: Path | None = None
 
     @property
     def folders(self) -> list[Path]:
         """The datasets to search; [] if there is nothing to search."""
-        return [folder for folder in (self.dataset, self.validation) if folder is not None]
+        folders = (self.dataset, self.validation, self.prompts)
+        return [folder for folder in folders if folder is not None]
 
 
 def require_one_vocabulary(
@@ -157,7 +160,7 @@ def used_ids(folders: Sequence[Path], ids: Iterable[int]) -> set[int] | None:
         return None
     try:
         for folder in folders:
-            manifest = read_manifest(folder)
+            manifest = read_any_manifest(folder)
             begins = manifest.row_bos_id  # only in the rows, not in the shards
             if begins is not None and begins in wanted:
                 return {begins}

@@ -16,8 +16,10 @@ from lectern_common.teacher.identity import TeacherIdentity
 
 MODEL_NAME = "model.safetensors"
 OPTIMIZER_NAME = "optimizer.safetensors"
+ROLLOUTS_NAME = "rollouts.safetensors"
 STATE_NAME = "state.json"
 MANIFEST_NAME = "manifest.json"
+# Those of every checkpoint; some have ROLLOUTS_NAME too.
 FILE_NAMES = (MODEL_NAME, OPTIMIZER_NAME, STATE_NAME, MANIFEST_NAME)
 _LOSSES = ("train_loss", "total_loss", "ce_loss", "kl_loss", "val_loss")
 # In the state of a checkpoint that another run has written; the fork's own have none.

@@ -11,6 +11,8 @@
                        again if it is missing or does not fit
       samples.jsonl    how student and teacher continue each prompt of the spec, one JSON object
                        per prompt and evaluation
+      rollouts.jsonl   some of the rows that the student wrote, with the teacher's judgement of each
+                       token, one JSON object per row; missing without rollouts
       events.jsonl     one JSON object per event: state changes, checkpoints, warnings
       trainer.log      stdout and stderr of the trainer
       lock             held (flock) by the trainer while it lives
@@ -115,6 +117,10 @@ class RunFolder:
     @property
     def samples_path(self) -> Path:
         return self.path / "samples.jsonl"
+
+    @property
+    def rollouts_path(self) -> Path:
+        return self.path / "rollouts.jsonl"
 
     @property
     def events_path(self) -> Path:

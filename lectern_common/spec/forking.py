@@ -136,6 +136,8 @@ _DEPENDENTS: tuple[tuple[str, str, tuple[str, ...], _Asked], ...] = (
     ("objective", "divergence", ("alpha",), lambda old, new: new["alpha"] == 1),
     ("objective", "beta", ("alpha",), lambda old, new: new["alpha"] == 1),
     ("objective", "beta", ("divergence",), lambda old, new: True),
+    ("rollout", "prompts", ("prompt_tokens",), lambda old, new: True),
+    ("rollout", "prompt_tokens", ("prompts",), lambda old, new: True),
     ("schedule", "final_fraction", ("decay",), lambda old, new: new["decay"] == "constant"),
     (
         "batch",

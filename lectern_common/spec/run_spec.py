@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 from lectern_common.errors import Conflict, InvalidSpec
 from lectern_common.spec.evaluation import EvaluationSpec, require_measured
 from lectern_common.spec.refusals import Misfit
+from lectern_common.spec.rollout import RolloutSection, require_rollouts_fit
 from lectern_common.spec.sections import (
     BatchSpec,
     CheckpointSpec,
@@ -52,6 +53,8 @@ class RunSpec(Section):
     """Required if objective.alpha < 1; refused with alpha 1, which needs no teacher."""
     student: StudentSpec
     data: DataSpec
+    rollout: RolloutSection | None = None
+    """Rows that the student writes itself; null: all rows are of data."""
     objective: ObjectiveSpec = ObjectiveSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
@@ -159,6 +162,11 @@ class RunSpec(Section):
         require_measured(self)
         return self
 
+    @model_validator(mode="after")
+    def _rollouts_fit(self) -> Self:
+        require_rollouts_fit(self)
+        return self
+
     @property
     def rows_per_device(self) -> int:
         """Rows of a step that each device computes."""
@@ -168,6 +176,11 @@ class RunSpec(Section):
     def micro_batch(self) -> int:
         """Rows that a device computes at a time, and sends to the teacher in one request."""
         return min(self.batch.micro_batch_sequences or self.rows_per_device, self.rows_per_device)
+
+    @property
+    def trains_on_data(self) -> bool:
+        """True if some rows of its steps are rows of data; False if the student writes them all."""
+        return self.rollout is None or self.rollout.fraction < 1
 
     @property
     def distils(self) -> bool:
@@ -189,6 +202,7 @@ RESUME_MAY_CHANGE = (
     "evaluation",
     "checkpoint",
     "report_to",
+    "rollout.keep",
     *LABELS,
     "device",
     "teacher.address",

@@ -10,6 +10,8 @@ DATASET/chats.bin             the same of each chat's first document: its index 
                               only if a chat has several, one for each answer
 DATASET/manifest.json         ShardManifest (schema pretokenize-bin-v1)
 DATASET/tokenizer.json        the tokenizer that made the ids, with the other files of it beside
+
+A prompt set is such a folder whose documents are prompts: prompt_sets.py.
 """
 
 import hashlib
@@ -22,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from lectern_common.errors import CorruptData, DataUnavailable, NotFound
+from lectern_common.errors import CorruptData, DataUnavailable, InvalidRequest, NotFound
+from lectern_common.words import inert_name
 
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
@@ -64,8 +67,9 @@ class ShardManifest(BaseModel):
     """Of chats.bin."""
     mask_sha256: Sha256 | None = None
     """Of all mask bytes in shard order; None means no mask: every token is learnt."""
-    content: Literal["text", "chats"] | None = None
-    """What a document is; None in older datasets, where a mask means chats."""
+    content: Literal["text", "chats", "prompts"] | None = None
+    """What a document is; None in older datasets, where a mask means chats. A folder of prompts is
+    a prompt set: it is continued, never learnt."""
     bos_policy: Literal["none", "document", "row"] = "none"
     """Where bos_token_id stands: nowhere, at the start of each document, or at the start of each
     row, where only a run can put it: then it is not in the shards."""
@@ -90,12 +94,30 @@ class ShardManifest(BaseModel):
             raise ValueError("bos_policy row needs a bos_token_id below vocab_size")
         return self
 
+    @model_validator(mode="after")
+    def _prompts_are_told_apart(self) -> "ShardManifest":
+        if self.is_prompts and self.documents_sha256 is None:
+            raise ValueError("content prompts needs documents_sha256")
+        if self.is_prompts and self.mask_sha256 is not None:
+            raise ValueError("content prompts has no mask_sha256: nothing of a prompt is learnt")
+        return self
+
+    @property
+    def is_prompts(self) -> bool:
+        """True if each document is a prompt, so that the folder is not a dataset to train on."""
+        return self.content == "prompts"
+
+    @property
+    def holds(self) -> Literal["text", "chats", "prompts"]:
+        """What a document is."""
+        if self.content is None:
+            return "text" if self.mask_sha256 is None else "chats"
+        return self.content
+
     @property
     def is_chats(self) -> bool:
         """True if each document is a chat."""
-        if self.content is None:
-            return self.mask_sha256 is not None
-        return self.content == "chats"
+        return self.holds == "chats"
 
     def as_text(self) -> "ShardManifest":
         """Returns it as a run reads it that began before chats were packed: as one stream."""
@@ -185,6 +207,22 @@ def read_manifest(dataset: Path) -> ShardManifest:
     Raises:
         NotFound: no such folder, or no manifest in it.
         CorruptData: the manifest does not follow the schema.
+        InvalidRequest: the folder is a prompt set.
+    """
+    manifest = read_any_manifest(dataset)
+    if manifest.is_prompts:
+        raise InvalidRequest(
+            f"{inert_name(dataset)} is a prompt set, of which nothing is learnt; name it in "
+            "rollout.prompts, or prepare its text without --prompts"
+        )
+    return manifest
+
+
+def read_any_manifest(dataset: Path) -> ShardManifest:
+    """Returns the manifest of a folder that is a dataset or a prompt set.
+
+    Raises:
+        NotFound, CorruptData: as read_manifest says.
     """
     try:
         return ShardManifest.model_validate_json((dataset / MANIFEST_NAME).read_bytes())
@@ -232,8 +270,8 @@ def open_masks(dataset: Path, manifest: ShardManifest) -> list[ShardFile] | None
 
 
 def require_intact(dataset: Path) -> None:
-    """Reads a dataset whole. Raises CorruptData unless it is what its manifest says."""
-    manifest = read_manifest(dataset)
+    """Reads a dataset or prompt set whole. Raises CorruptData unless it is as its manifest says."""
+    manifest = read_any_manifest(dataset)
     masks = open_masks(dataset, manifest)
     digests = [("shards", corpus_sha256(open_shards(dataset, manifest)), manifest.corpus_sha256)]
     if masks is not None:

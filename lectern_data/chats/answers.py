@@ -12,7 +12,7 @@ with a prompt only if the last message is not the assistant's own.
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lectern_data.chats.chat import Renderings
 from lectern_data.chats.chat_template import Span
@@ -20,6 +20,8 @@ from lectern_data.read.chat_rows import ASSISTANT
 from lectern_data.read.unusable import UnusableError
 
 _SYSTEM = ("system", "developer")
+# Of a cut answer, what is looked for if its beginning is not in the text.
+_TAIL_CHARS = 64
 # A tag at the end of a prompt.
 _OPENING = re.compile(r"(?P<tag><(?P<name>[^<>/\s]+)>)(?P<space>\s*)$")
 
@@ -33,11 +35,13 @@ class Sequence:
         spans: (start, end) of what is learnt.
         prompt_chars: length of the prompt, which a model gets as ids of its own; 0 if the text is a
             whole chat.
+        is_cut: the last span is an answer that was cut, so what follows it is not its end.
     """
 
     text: str
     spans: list[Span]
     prompt_chars: int = 0
+    is_cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,37 @@ def sequences_of(
         raise UnusableError("the chat template renders no text for the assistant's turns")
     is_whole_and_marked = marks_turns and not sequences[0].prompt_chars
     return sequences, 0 if is_whole_and_marked else greetings
+
+
+def prompt_of(chat: Renderings) -> Sequence:
+    """Returns what a model is given to answer a chat, whose last message is not the assistant's.
+
+    Nothing of it is learnt.
+
+    Raises:
+        UnusableError: the template fails on the chat.
+    """
+    return Sequence(chat.prompt(len(chat.messages)), [])
+
+
+def without_end(sequence: Sequence, content: object) -> Sequence:
+    """Returns a sequence whose last answer was cut: nothing behind its content is learnt.
+
+    Args:
+        sequence: ends with the answer.
+        content: of the answer's message.
+
+    Raises:
+        UnusableError: the content is not in the text as it is.
+    """
+    said = content.strip() if isinstance(content, str) else ""
+    start, end = sequence.spans[-1]
+    for words in (said, said[-_TAIL_CHARS:]):  # thoughts before it may stand in the prompt
+        place = sequence.text.rfind(words, start, end)
+        if words and place >= 0:
+            spans = [*sequence.spans[:-1], (start, place + len(words))]
+            return replace(sequence, spans=spans, is_cut=True)
+    raise UnusableError("its last answer was cut, and cannot be found in the text")
 
 
 def _first_question(roles: list[str]) -> int:

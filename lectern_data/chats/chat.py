@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lectern_data.chats.chat_template import ChatTemplate, Messages, Span
-from lectern_data.read.chat_rows import WEIGHT
+from lectern_data.read.chat_rows import FINISH, WEIGHT
+
+_UNSEEN = (WEIGHT, FINISH)
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,8 @@ class Chat:
     """A chat.
 
     Attributes:
-        messages: at least one of the assistant; `content` is None if a turn only calls tools.
+        messages: at least one, of the assistant unless it is a prompt; `content` is None if a turn
+            only calls tools.
         inputs: what the template gets besides: tools, documents, and other names.
     """
 
@@ -34,12 +37,12 @@ class Chat:
         """Returns every string in it, keys included."""
         return [*_strings([self.messages, self.inputs])]
 
-    def without_weights(self) -> "Chat":
+    def as_seen(self) -> "Chat":
         """Returns the chat as a template sees it: what is learnt is no concern of it."""
-        if not any(WEIGHT in message for message in self.messages):
+        if not any(name in message for message in self.messages for name in _UNSEEN):
             return self
         messages = [
-            {name: part for name, part in message.items() if name != WEIGHT}
+            {name: part for name, part in message.items() if name not in _UNSEEN}
             for message in self.messages
         ]
         return Chat(messages, self.inputs)

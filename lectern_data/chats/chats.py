@@ -1,5 +1,7 @@
 """Encodes chats as token ids, with a mask of the assistant's tokens: only they carry loss.
 
+Or as prompts: then step 4 is the prompt for the next message, and nothing is learnt.
+
     ChatEncoder.encode
       1. marks control tokens that the chat only spells      control_tokens.py
       2. chooses the form that the template takes            forms.py
@@ -20,13 +22,13 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from lectern_data.chats.answers import Sequence, sequences_of
+from lectern_data.chats.answers import Sequence, prompt_of, sequences_of, without_end
 from lectern_data.chats.chat import Chat, Renderings
 from lectern_data.chats.chat_template import ChatTemplate
 from lectern_data.chats.control_tokens import ControlTokens, Tokens
 from lectern_data.chats.dropped_turns import require_turns
 from lectern_data.chats.forms import fitted
-from lectern_data.read.chat_rows import ASSISTANT, TOOLS_FIELD, is_learnt
+from lectern_data.read.chat_rows import ASSISTANT, TOOLS_FIELD, is_cut, is_learnt
 from lectern_data.read.unusable import UnusableError
 
 _MAX_SECONDS = 10.0
@@ -80,14 +82,17 @@ class ChatEncoder:
         tokenizer: Tokenizer,
         template: ChatTemplate,
         tool_template: ChatTemplate | None = None,
+        *,
+        is_prompt: bool = False,
     ) -> None:
-        """`tool_template` is for chats with tools; None means the same."""
+        """`tool_template` is for chats with tools; None means the same. See the module."""
         tokenizer.encode_special_tokens = False
         # Without special tokens to add, all that a post-processor does is to trim the offsets.
         tokenizer.post_processor = None
         self._tokenizer = tokenizer
         self._template = template
         self._tool_template = tool_template or template
+        self._is_prompt = is_prompt
         self._control = ControlTokens(tokenizer)
 
     def encode(self, chats: list[str]) -> Iterator[EncodedChat | UnusableError]:
@@ -148,9 +153,14 @@ class ChatEncoder:
     def _rendered(self, chat: Chat) -> _Rendered:
         has_tools = chat.inputs.get(TOOLS_FIELD) is not None
         template = self._tool_template if has_tools else self._template
-        marked, mark = self._control.marked(chat.without_weights(), template.looked_for)
+        marked, mark = self._control.marked(chat.as_seen(), template.looked_for)
         form = fitted(template, marked)
         renderings = Renderings(template, form)
+        if self._is_prompt:
+            prompt = prompt_of(renderings)
+            require_turns(template, form, prompt.text, is_prompt=True)
+            prompt = self._control.unmarked(prompt, mark) if mark else prompt
+            return _Rendered([prompt], 0, bool(mark))
         require_turns(template, form, renderings.text(len(form.messages)))
         context = {
             index
@@ -160,6 +170,8 @@ class ChatEncoder:
         sequences, unasked = sequences_of(
             renderings, marks_turns=template.marks_turns, context=context
         )
+        if is_cut(chat.messages[-1]) and is_learnt(chat.messages[-1]):
+            sequences[-1] = without_end(sequences[-1], form.messages[-1].get("content"))
         if mark:
             sequences = [self._control.unmarked(sequence, mark) for sequence in sequences]
         return _Rendered(sequences, unasked, bool(mark))
@@ -239,7 +251,7 @@ def _mask(
     """
     starts, ends = tokens.starts, tokens.ends
     mask = np.zeros(len(tokens.ids), np.uint8)
-    for begin, end in sequence.spans:
+    for number, (begin, end) in enumerate(sequence.spans, 1):
         within = np.flatnonzero((starts >= begin) & (ends <= end) & (starts < end))
         specials = within[is_special[within]]
         if len(specials) and not sequence.text[ends[specials[-1]] : end].strip():
@@ -249,7 +261,8 @@ def _mask(
         follows = int(np.searchsorted(starts, end))
         ended = len(within) and is_special[within[-1]]
         is_there = follows < len(starts) and starts[follows] == end and is_special[follows]
-        if is_there and not ended:
+        has_end = not sequence.is_cut or number < len(sequence.spans)
+        if is_there and has_end and not ended:
             mask[follows] = 1
     return mask
 

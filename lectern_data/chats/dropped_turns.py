@@ -9,7 +9,7 @@ caller would give it.
 
 from collections.abc import Callable, Collection
 
-from lectern_data.chats.answers import sequences_of
+from lectern_data.chats.answers import prompt_of, sequences_of
 from lectern_data.chats.chat import Chat, Renderings
 from lectern_data.chats.chat_template import ChatTemplate, Messages
 from lectern_data.read.chat_rows import called
@@ -19,7 +19,9 @@ from lectern_data.read.unusable import UnusableError
 _MIN_CHARS = 16
 
 
-def require_turns(template: ChatTemplate, chat: Chat, text: str) -> None:
+def require_turns(
+    template: ChatTemplate, chat: Chat, text: str, *, is_prompt: bool = False
+) -> None:
     """Raises UnusableError if a message's text is neither in the chat nor in any sequence of it.
 
     A message that calls functions is not looked at: forms.py sees to it that its calls are written.
@@ -28,25 +30,35 @@ def require_turns(template: ChatTemplate, chat: Chat, text: str) -> None:
         template: the template.
         chat: the chat.
         text: the chat as the template renders it.
+        is_prompt: the text is the prompt for its next message.
     """
     places = _not_seen(template, chat, text)
     if not places:
         return
     told = _with_words(chat, places)
     try:
-        text = template.render(told.messages, inputs=told.inputs)
+        text = template.render(told.messages, prompt=is_prompt, inputs=told.inputs)
         lost = [index for index in places if _word(index) not in text]
         if lost:
-            texts = _texts(template, told)
+            texts = _texts(template, told, is_prompt=is_prompt)
             lost = [index for index in lost if not any(_word(index) in one for one in texts)]
     except UnusableError:  # it does not take every text; then one message of each role will do
         roles = {chat.messages[index]["role"]: index for index in reversed(places)}
         lost = sorted(roles.values())
     if not lost:
         return
-    before = _texts(template, chat)
+
+    def differs(index: int, put: Callable[[str, str], str]) -> bool:
+        """Returns whether a word in the message makes a difference, be it that it fails."""
+        try:
+            told = _with_words(chat, [index], put)
+            return _texts(template, told, is_prompt=is_prompt) != before
+        except UnusableError:
+            return True
+
+    before = _texts(template, chat, is_prompt=is_prompt)
     for index in lost:
-        if not any(_differs(template, chat, index, before, put) for put in (_behind, _before)):
+        if not (differs(index, _behind) or differs(index, _before)):
             role = chat.messages[index]["role"]
             raise UnusableError(
                 f"the chat template writes nothing for message {index + 1}, whose role is "
@@ -72,23 +84,11 @@ def _not_seen(template: ChatTemplate, chat: Chat, text: str) -> list[int]:
     return places
 
 
-def _differs(
-    template: ChatTemplate,
-    chat: Chat,
-    index: int,
-    before: list[str],
-    put: Callable[[str, str], str],
-) -> bool:
-    """Returns whether a word in message `index` makes a difference, be it that it fails."""
-    try:
-        return _texts(template, _with_words(chat, [index], put)) != before
-    except UnusableError:
-        return True
-
-
-def _texts(template: ChatTemplate, chat: Chat) -> list[str]:
-    """Returns the whole chat as text, and the texts of its sequences."""
+def _texts(template: ChatTemplate, chat: Chat, *, is_prompt: bool) -> list[str]:
+    """Returns the whole chat as text, and the texts of its sequences; or the prompt."""
     renderings = Renderings(template, chat)
+    if is_prompt:
+        return [prompt_of(renderings).text]
     sequences, _ = sequences_of(renderings, marks_turns=template.marks_turns)
     return [renderings.text(len(chat.messages)), *(sequence.text for sequence in sequences)]
 

@@ -16,15 +16,22 @@ TOOLS_FIELD = "tools"
 DOCUMENTS_FIELD = "documents"
 ARGUMENTS_FIELD = "chat_template_kwargs"
 WEIGHT = "weight"
+FINISH = "finish_reason"
+CUT = "length"
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 # Of a message, what is always used, or refused where a template does not write it.
-MESSAGE_FIELDS = ("role", "content", "tool_calls", "function_call", WEIGHT)
+MESSAGE_FIELDS = ("role", "content", "tool_calls", "function_call", WEIGHT, FINISH)
 CHAT_FIELDS = (TOOLS_FIELD, DOCUMENTS_FIELD, ARGUMENTS_FIELD)
 _NOT_ARGUMENTS = ("messages", "chat_template", "add_generation_prompt", "continue_final_message")
 
 
 def chat_json(
-    row: Mapping[str, Any], field: str, arguments: tuple[str, ...] = (), *, columnar: bool = False
+    row: Mapping[str, Any],
+    field: str,
+    arguments: tuple[str, ...] = (),
+    *,
+    columnar: bool = False,
+    is_prompt: bool = False,
 ) -> str:
     """Returns a row's chat as JSON: its messages; or, if something stands beside them, an object.
 
@@ -33,6 +40,7 @@ def chat_json(
         field: where its messages are.
         arguments: further fields that the chat template reads.
         columnar: the row's nulls mean "not there".
+        is_prompt: only what comes before the assistant's messages at its end is wanted.
 
     Raises:
         UnusableError: the row has no chat, or one that cannot be learnt.
@@ -40,7 +48,10 @@ def chat_json(
     values = {name: row[name] for name in (field, *CHAT_FIELDS, *arguments) if name in row}
     if columnar:
         values = {name: without_nulls(value) for name, value in values.items()}
-    chat: dict[str, Any] = {"messages": _messages(values.pop(field, None), field)}
+    said = values.pop(field, None)
+    chat: dict[str, Any] = {
+        "messages": _asking(said, field) if is_prompt else _messages(said, field)
+    }
     given = _arguments(values.pop(ARGUMENTS_FIELD, None))
     for name in (TOOLS_FIELD, DOCUMENTS_FIELD):
         items = _mappings(values.pop(name, None), name)
@@ -69,6 +80,14 @@ def sorted_json(chat: str) -> str:
 def is_learnt(message: Mapping[str, Any]) -> bool:
     """Returns whether a message is the assistant's own, and its `weight` is not 0."""
     return message["role"] == ASSISTANT and message.get(WEIGHT) != 0
+
+
+def is_cut(said: Mapping[str, Any]) -> bool:
+    """Returns whether a message, or a row of text, was cut: its `finish_reason` is "length".
+
+    So what follows it is no end: a model that had gone on would have said more.
+    """
+    return said.get(FINISH) == CUT
 
 
 def field_names(row: Mapping[str, Any], messages: str | None = None) -> Iterator[str]:
@@ -108,11 +127,25 @@ def called(message: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [*calls, old_style] if old_style is not None else calls
 
 
-def _messages(value: Any, field: str) -> list[dict[str, Any]]:
+def _asking(value: Any, field: str) -> list[dict[str, Any]]:
+    """Returns the messages without the assistant's at the end: what asks for those."""
+    given = list(_given(value, field))
+    while given and isinstance(given[-1], Mapping) and given[-1].get("role") == ASSISTANT:
+        given.pop()
+    if not given:
+        raise UnusableError("the assistant speaks only before anything is asked")
+    return [_message(message, number) for number, message in enumerate(given, 1)]
+
+
+def _given(value: Any, field: str) -> list[Any]:
     given = _parsed(value)
     if not isinstance(given, list) or not given:
         raise UnusableError(f"has no messages under {field!r}")
-    messages = [_message(message, number) for number, message in enumerate(given, 1)]
+    return given
+
+
+def _messages(value: Any, field: str) -> list[dict[str, Any]]:
+    messages = [_message(message, number) for number, message in enumerate(_given(value, field), 1)]
     if not any(message["role"] == ASSISTANT for message in messages):
         raise UnusableError("has no turn of the assistant, so nothing would be learnt from it")
     if not any(map(is_learnt, messages)):

@@ -32,7 +32,8 @@ class Document:
     `place` locates a row in its file: (offset, bytes) of a .jsonl or .json row, in the unpacked
     file; (row group, index in it) of a Parquet row; None means that the document is the whole file.
     `sha256` is of what it says: equal for chats whose keys stand in another order. `text_sha256`
-    is of its text as it is written and rendered; "" means that it is `sha256`.
+    is of its text as it is written and rendered; "" means that it is `sha256`. A text that
+    `is_cut` goes on behind its end, so no token ends it.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Document:
     sha256: str
     place: tuple[int, int] | None = None
     text_sha256: str = ""
+    is_cut: bool = False
 
     @property
     def written_sha256(self) -> str:

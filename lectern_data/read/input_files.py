@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lectern_common.errors import InvalidRequest, LecternError, NotFound
-from lectern_common.tokens.shards import MANIFEST_NAME, read_manifest
+from lectern_common.tokens.shards import MANIFEST_NAME, read_any_manifest
 from lectern_common.words import inert_name
 from lectern_data.read.documents import LeftOut
 
@@ -68,13 +68,16 @@ def find_files(
 
 
 def require_no_dataset(folder: Path) -> None:
-    """Raises InvalidRequest if a folder is the output of `lectern data prepare`, not its text."""
+    """Raises InvalidRequest if a folder is what `lectern data prepare` writes, not its input."""
     try:
-        read_manifest(folder)
+        manifest = read_any_manifest(folder)
     except (LecternError, OSError):
         return
+    kind, field = "dataset", "data.path"
+    if manifest.is_prompts:
+        kind, field = "prompt set", "rollout.prompts"
     raise InvalidRequest(
-        f"{inert_name(folder)} is already a prepared dataset; set it as a run's data.path, or name "
+        f"{inert_name(folder)} is already a prepared {kind}; set it as a run's {field}, or name "
         "the text that it was made from here",
         "inputs",
     )

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lectern_common.errors import Misconfigured
-from lectern_data.read.chat_rows import CHAT_FIELDS, chat_json, field_names, sorted_json
+from lectern_data.read.chat_rows import (
+    CHAT_FIELDS,
+    FINISH,
+    chat_json,
+    field_names,
+    is_cut,
+    sorted_json,
+)
 from lectern_data.read.unusable import UnusableError, listed
 
 if TYPE_CHECKING:
@@ -23,6 +30,7 @@ PARQUET_SUFFIXES = (".parquet",)
 ROW_SUFFIXES = JSON_LINES_SUFFIXES + JSON_SUFFIXES + PARQUET_SUFFIXES
 TEXT_FIELD = "text"
 MESSAGES_FIELD = "messages"
+PROMPT_FIELD = "prompt"
 # Rows of a Parquet row group in memory at a time.
 _ROWS_AT_A_TIME = 256
 
@@ -31,17 +39,24 @@ _ROWS_AT_A_TIME = 256
 class Content:
     """The field of a row that is its document: a text, or a chat ([{role, content}, ...]).
 
-    `arguments` are further fields that the chat template reads, besides tools and documents.
+    `arguments` are further fields that the chat template reads, besides tools and documents. With
+    `is_prompt`, a text is a prompt, and of a chat the part that asks for its last answer.
     """
 
     field: str = TEXT_FIELD
     is_chat: bool = False
     arguments: tuple[str, ...] = ()
+    is_prompt: bool = False
+
+    @property
+    def is_checked_last(self) -> bool:
+        """Whether encoding may still show that a document cannot be used."""
+        return self.is_chat or self.is_prompt
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The fields of a row that are read."""
-        beside = (*CHAT_FIELDS, *self.arguments) if self.is_chat else ()
+        beside = (*CHAT_FIELDS, *self.arguments) if self.is_chat else (FINISH,)
         return tuple(dict.fromkeys((self.field, *beside)))
 
     def of(self, row: Any, *, columnar: bool = False) -> str:
@@ -62,14 +77,22 @@ class Content:
         if value is None or (self.is_chat and value == []):
             return ""
         if self.is_chat:
-            value = chat_json(row, self.field, self.arguments, columnar=columnar)
+            value = chat_json(
+                row, self.field, self.arguments, columnar=columnar, is_prompt=self.is_prompt
+            )
         elif not isinstance(value, str):
-            raise UnusableError(f"has no {self._kind} under {self.field!r}")
+            is_chat = isinstance(value, list) and self.is_prompt
+            why = f", but a list; add --chat --messages-field {self.field}" if is_chat else ""
+            raise UnusableError(f"has no {self._kind} under {self.field!r}{why}")
         try:
             value.encode()
         except UnicodeEncodeError:
             raise UnusableError("its text has a lone surrogate") from None
         return str(value)
+
+    def is_cut(self, row: Any) -> bool:
+        """Returns whether a row's text goes on behind its end (see `is_cut`); False of chats."""
+        return not self.is_chat and isinstance(row, Mapping) and is_cut(row)
 
     def sha256(self, text: str) -> str:
         """Returns the hash of a document; of chats whose keys stand in another order, the same."""
@@ -127,6 +150,12 @@ def json_row(line: bytes, content: Content, columns: dict[str, None] | None = No
     if columns is not None and isinstance(row, dict):
         columns.update(dict.fromkeys(content.names_in(row)))
     return content.of(row)
+
+
+def json_row_is_cut(line: bytes, content: Content) -> bool:
+    """Returns `content.is_cut` of a line that is a document."""
+    is_named = not content.is_chat and FINISH.encode() in line
+    return is_named and content.is_cut(json.loads(line.decode("utf-8-sig")))
 
 
 def open_parquet(path: Path, content: Content) -> "ParquetFile":

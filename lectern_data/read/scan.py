@@ -25,6 +25,7 @@ from lectern_data.read.rows import (
     Content,
     decoded,
     json_row,
+    json_row_is_cut,
     open_parquet,
     parquet_values,
     sha256_of,
@@ -212,7 +213,8 @@ def _json_row(
         text = json_row(line, content, columns)
     except UnusableError as error:
         return LeftOut(label, str(error))
-    return _row(label, path, text, (offset, len(line)), content)
+    is_cut = bool(text) and json_row_is_cut(line, content)
+    return _row(label, path, text, (offset, len(line)), content, is_cut=is_cut)
 
 
 def _parquet_rows(
@@ -256,7 +258,7 @@ def _parquet_row(
             raise UnusableError(_too_large(max_bytes))
     except UnusableError as error:
         return LeftOut(label, str(error))
-    return _row(label, path, text, place, content)
+    return _row(label, path, text, place, content, is_cut=content.is_cut(row))
 
 
 def _too_large(max_bytes: int) -> str:
@@ -264,13 +266,19 @@ def _too_large(max_bytes: int) -> str:
 
 
 def _row(
-    label: str, path: Path, text: str, place: tuple[int, int], content: Content
+    label: str,
+    path: Path,
+    text: str,
+    place: tuple[int, int],
+    content: Content,
+    *,
+    is_cut: bool,
 ) -> Document | LeftOut:
     if not text:
         return LeftOut(label, "empty", is_fault=False)
     size, said = len(text.encode()), content.sha256(text)
     written = sha256_of(text) if content.is_chat else ""
-    return Document(label, path, size, said, place, written)
+    return Document(label, path, size, said, place, written, is_cut)
 
 
 def _num_rows(path: Path) -> int:

@@ -7,7 +7,7 @@ import datetime
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from lectern_common.errors import CorruptData
+from lectern_common.tokens.tokenizer_files import special_ids
 from lectern_data.chats.chat_template import ChatTemplate
 from lectern_data.chats.chats import ChatEncoder, EndlessError
 from lectern_data.read.documents import Document, texts_of
@@ -66,6 +67,7 @@ class Encoder:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
+        self._control_tokens = set(special_ids(self._tokenizer).values())
         self._chats = None
         if files.chat_template is not None:
             date = None if files.date is None else datetime.date.fromisoformat(files.date)
@@ -73,7 +75,9 @@ class Encoder:
             tool_template = None
             if files.tool_template is not None:
                 tool_template = ChatTemplate(files.tool_template, files.special_tokens, date)
-            self._chats = ChatEncoder(self._tokenizer, template, tool_template)
+            self._chats = ChatEncoder(
+                self._tokenizer, template, tool_template, is_prompt=files.content.is_prompt
+            )
 
     def encode(self, documents: Sequence[Document]) -> EncodedPiece:
         """Reads the documents again and returns their ids.
@@ -85,7 +89,8 @@ class Encoder:
         texts = list(texts_of(documents, self._content))
         if self._chats is not None:
             try:
-                return _of_chats(self._chats, texts)
+                piece = _of_chats(self._chats, texts)
+                return replace(piece, mask=None) if self._content.is_prompt else piece
             except EndlessError as error:
                 raise CorruptData(
                     f"the chat template does not finish on {documents[error.index].name}; fix its "
@@ -94,7 +99,14 @@ class Encoder:
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         parts = [np.array(encoding.ids, np.uint32) for encoding in encodings]
         lengths = np.array([len(part) for part in parts], np.uint32)
-        return EncodedPiece(lengths, _joined(parts, np.uint32), None, [])
+        if not self._content.is_prompt:
+            return EncodedPiece(lengths, _joined(parts, np.uint32), None, [])
+        lost = [(int(index), "makes no tokens") for index in np.flatnonzero(lengths == 0)]
+        spelt = sum(self._spells_control_tokens(text) for text in texts)
+        return EncodedPiece(lengths, _joined(parts, np.uint32), None, lost, spelt=spelt)
+
+    def _spells_control_tokens(self, text: str) -> bool:
+        return any(token in text for token in self._control_tokens)
 
 
 def _of_chats(encoder: ChatEncoder, texts: list[str]) -> EncodedPiece:

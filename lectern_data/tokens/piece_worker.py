@@ -29,6 +29,7 @@ def greeting(files: EncoderFiles, folder: Path) -> str:
         "field": files.content.field,
         "is_chat": files.content.is_chat,
         "arguments": files.content.arguments,
+        "is_prompt": files.content.is_prompt,
         "chat_template": files.chat_template,
         "special_tokens": files.special_tokens,
         "tool_template": files.tool_template,
@@ -52,7 +53,8 @@ def main() -> None:
     # Ctrl-C reaches the whole process group; the parent ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     said = json.loads(sys.stdin.readline())
-    content = Content(said["field"], said["is_chat"], tuple(said["arguments"]))
+    arguments = tuple(said["arguments"])
+    content = Content(said["field"], said["is_chat"], arguments, said["is_prompt"])
     files = EncoderFiles(
         Path(said["tokenizer"]),
         content,

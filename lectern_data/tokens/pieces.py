@@ -49,6 +49,7 @@ class EncodedPiece:
         sequences: sequences of each document, 0 if it was left out; None means one of each, of
             length 0 if it was left out.
         unasked: turns of the assistant that nothing asks for.
+        spelt: prompts of text that spell a control token.
     """
 
     lengths: npt.NDArray[np.uint32]
@@ -57,6 +58,7 @@ class EncodedPiece:
     left_out: list[tuple[int, str]]
     sequences: npt.NDArray[np.uint32] | None = None
     unasked: int = 0
+    spelt: int = 0
 
     @property
     def documents(self) -> int:
@@ -97,6 +99,7 @@ def write_piece(folder: Path, name: str, piece: EncodedPiece) -> None:
         "masked": piece.mask is not None,
         "left_out": piece.left_out,
         "unasked": piece.unasked,
+        "spelt": piece.spelt,
         "sha256": hashlib.sha256(body).hexdigest(),
     }
     data = json.dumps(header).encode() + b"\n" + body
@@ -126,13 +129,13 @@ def read_piece(folder: Path, piece: Piece) -> EncodedPiece:
         if header["masked"]:
             mask = np.frombuffer(body, "u1", tokens, place + 4 * (count + tokens))
         left_out = [(int(index), str(reason)) for index, reason in header["left_out"]]
-        unasked = int(header["unasked"])
+        unasked, spelt = int(header["unasked"]), int(header["spelt"])
         is_whole = (sequences is None or sequences.sum() == count) and lengths.sum() == tokens
         if documents != len(piece.documents) or not is_whole:
             raise ValueError("another number of documents")
     except (OSError, ValueError, KeyError, TypeError):
         raise CorruptData(f"{path} is incomplete; run again") from None
-    return EncodedPiece(lengths, ids, mask, left_out, sequences, unasked)
+    return EncodedPiece(lengths, ids, mask, left_out, sequences, unasked, spelt)
 
 
 def piece_left_out(piece: Piece, folder: Path) -> list[LeftOut]:

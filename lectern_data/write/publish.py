@@ -29,7 +29,7 @@ def published(targets: list[Path], *, replace: bool = False) -> Iterator[list[Pa
         Conflict: a target exists and `replace` is False, or it is not a dataset.
     """
     for target in targets:
-        _require_free(target, replace=replace)
+        require_free(target, replace=replace)
         _sweep(target)
     hidden = [_hidden(target, "new") for target in targets]
     try:
@@ -44,7 +44,7 @@ def published(targets: list[Path], *, replace: bool = False) -> Iterator[list[Pa
 
 
 def _put_in_place(folder: Path, target: Path, *, replace: bool) -> None:
-    _require_free(target, replace=replace)
+    require_free(target, replace=replace)
     before = _hidden(target, "old")
     if any(folder.iterdir()):
         put_in_place(folder, target, aside=before if replace else None)
@@ -53,7 +53,8 @@ def _put_in_place(folder: Path, target: Path, *, replace: bool) -> None:
         shutil.rmtree(before, ignore_errors=True)
 
 
-def _require_free(target: Path, *, replace: bool) -> None:
+def require_free(target: Path, *, replace: bool) -> None:
+    """Raises Conflict if a target exists and `replace` is False, or it is not a dataset."""
     if not target.exists():
         return
     if not (target / MANIFEST_NAME).is_file():

@@ -59,8 +59,20 @@ class Layout:
 
     @property
     def is_masked(self) -> bool:
-        """Not every token is learnt: of a chat the assistant's, of a text all but its beginning."""
+        """Not every token is learnt: of a chat the assistant's, of a text all but its beginning.
+
+        Of a prompt nothing is, which needs no mask.
+        """
+        if self.content.is_prompt:
+            return False
         return self.content.is_chat or self.bos_policy == "document"
+
+    @property
+    def holds(self) -> Literal["text", "chats", "prompts"]:
+        """What a document is, as the manifest says it."""
+        if self.content.is_prompt:
+            return "prompts"
+        return "chats" if self.content.is_chat else "text"
 
 
 def write_part(
@@ -144,11 +156,13 @@ def _write_shards(
             used += [entry for entry, is_kept in zip(piece.documents, kept, strict=True) if is_kept]
             if encoded.sequences is not None:  # of those left out there are none
                 kept = np.ones(len(encoded.lengths), bool)
-            ids, mask, begins = ends.put_into(encoded, kept)
+            is_cut = np.array([entry.is_cut for entry in piece.documents], bool)
+            ids, mask, begins = ends.put_into(encoded, kept, is_cut)
             is_there = np.diff(begins) > 0
             ids, mask, starts = beginnings.put_before(ids, mask, begins[:-1][is_there])
             writer.append(ids, mask, starts, _begins_chat(encoded, is_there))
-            learnt += len(ids) if mask is None else int(np.count_nonzero(mask))
+            if not layout.content.is_prompt:
+                learnt += len(ids) if mask is None else int(np.count_nonzero(mask))
             done += len(piece.documents)
             on_progress(done, total)
         if writer.total_tokens == 0:
@@ -163,7 +177,7 @@ def _manifest(written: _Written, tokenizer: DatasetTokenizer, layout: Layout) ->
             "tokenizer_sha256": tokenizer_sha256(tokenizer.tokens),
             "eos_policy": layout.eos_policy,
             "eos_token_id": _eos_token_id(tokenizer, layout),
-            "content": "chats" if layout.content.is_chat else "text",
+            "content": layout.holds,
             "bos_policy": written.bos_policy,
             "bos_token_id": None if written.bos_policy == "none" else layout.bos_token_id,
             "seq_length_hint": layout.seq_length_hint,
@@ -185,8 +199,8 @@ class _EndTokens:
 
     An end-of-text token belongs to the document that it ends. With a mask it is not learnt: the
     assistant's turn has ended before it. A chat whose template already ends with that token,
-    perhaps followed by white space, gets no second one. With "between", a piece starts with the
-    token that is still due for the document before it.
+    perhaps followed by white space, gets no second one, and a text that was cut gets none. With
+    "between", a piece starts with the token that is still due for the document before it.
     """
 
     def __init__(self, policy: EosPolicy, eos: int | None, chats_of: Tokenizer | None) -> None:
@@ -200,9 +214,14 @@ class _EndTokens:
         self._is_blank = lru_cache(self._blank)
 
     def put_into(
-        self, encoded: EncodedPiece, kept: npt.NDArray[np.bool_]
+        self,
+        encoded: EncodedPiece,
+        kept: npt.NDArray[np.bool_],
+        is_cut: npt.NDArray[np.bool_],
     ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8] | None, npt.NDArray[np.int64]]:
         """Returns a piece's (ids, mask, begins) with end-of-text inserted.
+
+        `kept` is of sequences, `is_cut` of documents, which is the same of texts.
 
         `begins` has the start of each kept document, and the end; one without tokens has the start
         of the next.
@@ -212,6 +231,8 @@ class _EndTokens:
         ids, mask = encoded.ids, encoded.mask
         if self._eos is not None and len(lengths):
             lacks = self._lacks_end(ids, begins)
+            if self._chats_of is None:
+                lacks &= ~is_cut[kept]
             if self._policy == "after":
                 places = begins[1:][lacks]
                 moved = np.concatenate([[0], np.cumsum(lacks)])
@@ -281,10 +302,12 @@ class _BeginTokens:
         if policy == "none":
             return ids, mask, starts
         places = starts[lacks]
-        learnt = np.ones(len(ids), np.uint8) if mask is None else mask
+        if self._layout.is_masked:
+            learnt = np.ones(len(ids), np.uint8) if mask is None else mask
+            mask = np.insert(learnt, places, np.uint8(0))
         return (
             np.insert(ids, places, np.uint32(token_id)),
-            np.insert(learnt, places, np.uint8(0)),
+            mask,
             starts + np.cumsum(lacks) - lacks,
         )
 
@@ -304,4 +327,6 @@ def _producer_sha256(documents: list[Document], layout: Layout) -> str:
     digest = hashlib.sha256(json.dumps(asdict(layout), sort_keys=True).encode())
     for document in documents:
         digest.update(bytes.fromhex(document.written_sha256))
+        if document.is_cut:
+            digest.update(b"cut")
     return digest.hexdigest()

@@ -267,7 +267,7 @@ def in_order(rows: Rows, sequences: int, rank: int = 0, ranks: int = 1) -> Itera
             yield replace(nothing, labels_BS=np.full_like(nothing.labels_BS, IGNORE_INDEX))
 
 
-def permutation(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
+def permutation(seed: int, epoch: int, count: int, key: Key = Key.ORDER) -> npt.NDArray[np.int64]:
     """Returns 0 .. count - 1 shuffled, the same in every numpy release."""
-    keys = raw_bits(Key.ORDER, (seed, epoch), count)
+    keys = raw_bits(key, (seed, epoch), count)
     return np.asarray(np.argsort(keys, kind="stable"), np.int64)

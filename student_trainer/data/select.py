@@ -9,12 +9,14 @@ import numpy.typing as npt
 
 from lectern_common.checks.compatibility import require_data_fits
 from lectern_common.checks.documents import documents_held_out, require_chats, with_documents
+from lectern_common.checks.needs.rollouts import prompts_folder
 from lectern_common.checks.rules import (
     left_out_words,
     require_one_tokenizer,
     require_usable,
     rows_held_out,
     why_no_dataset,
+    why_no_prompt_set,
 )
 from lectern_common.errors import InvalidSpec, NotFound
 from lectern_common.logs import get_logger
@@ -58,8 +60,17 @@ class Data:
 
 
 def require_datasets(spec: RunSpec, roots: Roots) -> None:
-    """Raises NotFound, naming the dataset and what to do, if one of an accepted run is gone."""
-    data = spec.data
+    """Raises NotFound, naming the dataset and what to do, if one of an accepted run is gone.
+
+    So it is with its prompt set.
+    """
+    data, prompts = spec.data, prompts_folder(spec, roots)
+    if prompts is not None and not (prompts / MANIFEST_NAME).exists():
+        why = why_no_prompt_set(roots.data, str(spec.rollout and spec.rollout.prompts), prompts)
+        raise NotFound(
+            f"rollout.prompts: {why}. It was there when the run was accepted: put it back, or make "
+            "it again with `lectern data prepare --prompts`, then resume the run"
+        )
     for name, path in (("path", data.path), ("validation_path", data.validation_path)):
         if path is None:
             continue

@@ -35,7 +35,6 @@ from student_trainer.evaluating.kept import Kept
 from student_trainer.evaluating.subject import Subject
 from student_trainer.evaluating.texts import HeldOut
 from student_trainer.evaluation.calibration import binned, calibration_error
-from student_trainer.evaluation.evaluation import likeliest_ids
 from student_trainer.objective.loss import Objective, auto_chunk_tokens, distillation_loss
 from student_trainer.stop import Stop
 from student_trainer.student.forward import ask, at_valid_positions
@@ -46,6 +45,7 @@ from student_trainer.targets import (
     TargetsProvider,
     TeacherTargets,
     joined,
+    likeliest_ids,
 )
 
 _HIDDEN = Representation("hidden")

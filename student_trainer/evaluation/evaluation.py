@@ -32,13 +32,7 @@ from student_trainer.objective.loss import Objective, auto_chunk_tokens, distill
 from student_trainer.stop import Stop
 from student_trainer.student.forward import ask, at_valid_positions
 from student_trainer.student.student import Student
-from student_trainer.targets import (
-    DenseTargets,
-    HiddenTargets,
-    TargetsProvider,
-    TeacherTargets,
-    TopKTargets,
-)
+from student_trainer.targets import TargetsProvider, TeacherTargets, likeliest_ids
 from student_trainer.teacher.prefetch import Prefetch
 
 # The weights do not matter: each term is read separately.
@@ -309,18 +303,3 @@ def num_agreeing(
             if calibration is not None:
                 calibration.add(logits_nV.softmax(-1).amax(-1), right_n)
     return agreeing
-
-
-def likeliest_ids(targets: TeacherTargets) -> Tensor:
-    """Returns the teacher's likeliest id at each position, int64 [n].
-
-    Raises:
-        InvalidRequest: the targets are draws.
-    """
-    if isinstance(targets, TopKTargets):
-        return targets.ids_NK[:, 0]
-    if isinstance(targets, DenseTargets):
-        return targets.logits_NV.argmax(-1)
-    if isinstance(targets, HiddenTargets):
-        return targets.head.logits(targets.hidden_ND).argmax(-1)
-    raise InvalidRequest("draws do not reveal the teacher's likeliest token", "targets")

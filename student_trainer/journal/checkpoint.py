@@ -3,6 +3,8 @@
     checkpoints/step-00000500/
       model.safetensors      trained parameters (LoRA: only the adapters) and buffers, by name
       optimizer.safetensors  AdamW's moments, by parameter (optim.py)
+      rollouts.safetensors   texts that the student wrote and has not learnt yet, if there are any
+                             (generating/rollouts/saved.py)
       state.json             step, spec, counters, metrics of the step, hashes
       manifest.json          {"files": {name: {"bytes", "sha256"}}}
 
@@ -29,6 +31,7 @@ from lectern_common.run.checkpoint_files import (
     MANIFEST_NAME,
     MODEL_NAME,
     OPTIMIZER_NAME,
+    ROLLOUTS_NAME,
     STATE_NAME,
     checkpoint_path,
     manifest_of,
@@ -58,6 +61,11 @@ class Checkpoint:
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         return safetensors.torch.load_file(self.path / OPTIMIZER_NAME)
+
+    def rollout_tensors(self) -> dict[str, Tensor]:
+        """Returns the rollouts that are still to be learnt; {} without any."""
+        path = self.path / ROLLOUTS_NAME
+        return safetensors.torch.load_file(path) if path.exists() else {}
 
 
 class CheckpointStore:
@@ -105,6 +113,7 @@ class CheckpointStore:
         model: dict[str, Tensor],
         optimizer: dict[str, Tensor],
         state: dict[str, Any],
+        rollouts: dict[str, Tensor] | None = None,
     ) -> Path:
         """Writes a checkpoint, deletes those that are no longer kept, and returns the new folder.
 
@@ -128,6 +137,8 @@ class CheckpointStore:
         with disk_full_as_error("a checkpoint"), new_folder(target, hidden) as folder:
             self._save_tensors(_on_cpu(model), folder / MODEL_NAME)
             self._save_tensors(_on_cpu(optimizer), folder / OPTIMIZER_NAME)
+            if rollouts:
+                self._save_tensors(rollouts, folder / ROLLOUTS_NAME)
             sha = sha256_of(folder / OPTIMIZER_NAME)
             write_json(folder / STATE_NAME, {**state, "step": step, "optimizer_state_sha": sha})
             write_json(folder / MANIFEST_NAME, manifest_of(folder))

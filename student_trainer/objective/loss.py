@@ -99,13 +99,19 @@ class Objective:
         """Returns the objective with these ids in which the teacher has no say."""
         return replace(self, student_only_ids=untaught.student_only, untaught_ids=untaught.ids)
 
+    def without_cross_entropy(self) -> "Objective":
+        """Returns the objective of rows that the student wrote: T^2 * D."""
+        return replace(self, alpha=0.0)
+
     def total(self, ce: _Number, kd: _Number) -> _Number:
         """Returns alpha * CE + (1 - alpha) * T^2 * D, of sums or of means."""
         return self.alpha * ce + (1 - self.alpha) * self.temperature**2 * kd
 
 
 class StepLoss(NamedTuple):
-    """Float64 scalars. `ce_sum` and `kd_sum` are sums over rows, in nats; 0 if without weight.
+    """Float64 scalars, and D of each row; `ce_sum` and `kd_sum` are sums over rows, in nats.
+
+    A term without weight is 0.
 
     `kd_sum` is D at T, without T^2: over K + 1 outcomes with top_k targets, an unbiased estimate
     with sampled ones. Call `backward()` on `total`, once.
@@ -114,6 +120,7 @@ class StepLoss(NamedTuple):
     total: Tensor
     ce_sum: Tensor
     kd_sum: Tensor
+    kd_N: Tensor
 
 
 def distillation_loss(
@@ -177,9 +184,9 @@ class _LossWithGradients(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden_ND: Tensor, _weight_VD: Tensor, _bias_V: Tensor | None, call: _Call
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         outputs, ctx.gradients = _evaluate(hidden_ND, call, ctx.needs_input_grad[:3])
-        ctx.mark_non_differentiable(outputs[1], outputs[2])
+        ctx.mark_non_differentiable(*outputs[1:])
         return outputs
 
     @staticmethod
@@ -195,8 +202,10 @@ class _LossWithGradients(torch.autograd.Function):
 
 def _evaluate(
     hidden_ND: Tensor, call: _Call, wanted: tuple[bool, bool, bool]
-) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor | None, Tensor | None, Tensor | None]]:
-    """Returns (total, ce_sum, kd_sum) and the wanted gradients of hidden, weight and bias.
+) -> tuple[
+    tuple[Tensor, Tensor, Tensor, Tensor], tuple[Tensor | None, Tensor | None, Tensor | None]
+]:
+    """Returns (total, ce_sum, kd_sum, kd_N) and the wanted gradients of hidden, weight and bias.
 
     For each chunk: (1) multiply both sides' hidden states by their heads, (2) compute the losses
     and overwrite the student's product with their gradient by it, (3) add that to the gradients of
@@ -240,7 +249,7 @@ def _evaluate(
             )
         ce_sum, kd_sum = losses_2N.sum(1, dtype=torch.float64).unbind()
         total = objective.total(ce_sum, kd_sum) / call.normalizer
-        return (total, ce_sum, kd_sum), gradients.parts()
+        return (total, ce_sum, kd_sum, losses_2N[1]), gradients.parts()
 
 
 def _row_terms(call: _Call, dtype: torch.dtype, device: torch.device) -> RowTerms:

@@ -141,10 +141,14 @@ def _objective(spec: RunSpec) -> str:
     objective = spec.objective
     if spec.teacher is None:
         return "cross entropy"
-    return (
+    loss = (
         f"{objective.alpha:g} x cross entropy + {1 - objective.alpha:g} x {objective.divergence} "
         f"at temperature {objective.temperature:g}"
     )
+    if spec.rollout is None:
+        return loss
+    share = "all" if spec.rollout.fraction == 1 else f"{spec.rollout.fraction:.0%} of the"
+    return f"{loss}; the student wrote {share} rows itself, which have no cross entropy"
 
 
 def _training(metadata: Mapping[str, Any]) -> str:

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -53,6 +55,14 @@ class Ranks:
         sums = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(sums)
         return [float(value) for value in sums.tolist()]
+
+    def sums_of(self, values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Returns the sum of equally long arrays over all ranks; the same on every rank."""
+        if self.mesh is None:
+            return values
+        sums = torch.from_numpy(values.copy())
+        dist.all_reduce(sums)
+        return np.asarray(sums.numpy())
 
     @contextmanager
     def together(self) -> Iterator[None]:

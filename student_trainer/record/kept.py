@@ -29,7 +29,7 @@ from student_trainer.record.facts import meaning_of
 from student_trainer.record.precompute import PlannedPart, entry_of
 from student_trainer.record.writer import PartWriter, RecordWriter
 from student_trainer.stop import Stop
-from student_trainer.targets import TargetsProvider, TeacherTargets
+from student_trainer.targets import TargetsProvider, TeacherTargets, for_new_texts
 from student_trainer.teacher.recorded_rows import codec_of
 
 RECEIVED = "received"
@@ -229,6 +229,10 @@ class KeepingTeacher:
         targets = self.teacher.score(sequences, positions, representation, temperature)
         self.kept.keep(sequences, positions, representation, temperature, targets)
         return targets
+
+    def for_new_texts(self) -> TargetsProvider:
+        """See AskedOfNewTexts: a record is of the run's data, so it keeps none of these."""
+        return for_new_texts(self.teacher)
 
 
 def _received(folder: Path, part: PlannedPart) -> PartReader | None:

@@ -57,8 +57,13 @@ def planned_parts(spec: RunSpec, data: Data, options: RecordOptions) -> list[Pla
     """Returns what to record for a run of `spec` with this data.
 
     Raises:
-        InvalidSpec: the run has no teacher, or see `format_of`.
+        InvalidSpec: the run has no teacher, or its student writes rows; or see `format_of`.
     """
+    if spec.rollout is not None:
+        why = (
+            "has no use in a record, which answers only about rows that are known before; remove it"
+        )
+        raise InvalidSpec([("rollout", why)])
     if spec.teacher is None:
         why = "is required: there is nothing to record for a run with objective.alpha 1"
         raise InvalidSpec([("teacher", why)])

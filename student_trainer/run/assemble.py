@@ -22,11 +22,18 @@ from lectern_common.spec.load import parse_spec
 from lectern_common.spec.run_spec import RunSpec, require_resumable
 from lectern_common.spec.suites import VALIDATION_LOSS
 from lectern_models.loading import num_parameters
-from student_trainer.data.rows import ShuffledBatches, in_order
+from student_trainer.batch import Batch
+from student_trainer.data.rows import ShuffledBatches, batch_from, in_order
 from student_trainer.data.select import Data, open_data, require_datasets
 from student_trainer.evaluating.during import suites_of
 from student_trainer.evaluation.best import Followed
 from student_trainer.evaluation.samples import Prompts, Samples, TeacherTexts, checked_prompts
+from student_trainer.generating.rollouts.advice import WritingAdvice
+from student_trainer.generating.rollouts.kept import KeptRollouts
+from student_trainer.generating.rollouts.opening import decoder_of, writer_of
+from student_trainer.generating.rollouts.rows import DataRows, NoBatches
+from student_trainer.generating.rollouts.saved import rollouts_of
+from student_trainer.generating.rollouts.writing import Writer
 from student_trainer.journal.checkpoint import Checkpoint, CheckpointStore
 from student_trainer.objective.loss import Objective
 from student_trainer.ranks.device import device_name
@@ -42,6 +49,7 @@ from student_trainer.student.load import LoadedStudent, load_student
 from student_trainer.student.student import CausalStudent
 from student_trainer.student.tensors import load_model_tensors, load_optimizer_tensors
 from student_trainer.targets import TargetsProvider
+from student_trainer.teacher.prefetch import TrainingBatches
 from student_trainer.teacher.recorded import RecordedTeacher
 from student_trainer.teacher.remote import RemoteTeacher
 
@@ -81,21 +89,31 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
         suites = suites_of(spec, run.roots, loaded, data, run.ranks)
         if checkpoint is not None:
             load_model_tensors(loaded.student, checkpoint.model_tensors())
-        batches = ShuffledBatches(
-            data.training, spec.batch.sequences_per_step, spec.seed, ranks.rank, ranks.size
-        )
+        writer = _writer(run, loaded, data, teaching, None if is_new else begun)
+        batches, steps_per_epoch = _batches(run, data, writer)
         provider = None if teaching is None else teaching.provider
         if ranks.is_first and isinstance(provider, RecordedTeacher):
             require_covered(spec, provider, data, run.stop)
         asks_teacher = ranks.is_first and is_new
         found = check_before_training(
-            spec, loaded.student, teaching, batches.batch_at, run.device, asks_teacher=asks_teacher
+            spec,
+            loaded.student,
+            teaching,
+            _first_rows(spec, data, batches),
+            run.device,
+            asks_teacher=asks_teacher,
+            longest_prompt=0 if writer is None else writer.prompts.longest,
         )
         keeping = _keeping(run, data, provider, None if is_new else before)
-    facts = _facts(run, loaded, data, teaching)
+        in_flight = None
+        if writer is not None and checkpoint is not None:
+            tensors = checkpoint.rollout_tensors()
+            in_flight = rollouts_of(tensors, writer, checkpoint.step, ranks.rank)
+    facts = _facts(run, loaded, data, teaching, writer)
     ranks.require_same(
         student=loaded.initial_sha256,
         data=" ".join(data.sha256s),
+        prompts=facts["prompts_sha256"],
         teacher=facts["teacher_fingerprint"],
     )
 
@@ -110,9 +128,13 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
         recorder.event(
             "assembled",
             step=progress.step,
-            **_described(run, loaded, data, teaching),
+            **_described(run, loaded, data, teaching, writer),
             **found,
         )
+        if writer is not None and not writer.ends:
+            words = "neither the student's files nor the data name a token that ends a text, so "
+            words += "every completion is cut at rollout.max_new_tokens"
+            recorder.event("never_ends", message=words)
     asked = teaching
     if kept is not None and teaching is not None:
         around = kept.around(teaching.provider)
@@ -122,7 +144,7 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
         optimizer=optimizer,
         device=run.device,
         batches=batches,
-        steps_per_epoch=batches.steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
         validation=lambda: in_order(data.validation, spec.micro_batch, ranks.rank, ranks.size),
         teaching=asked,
         recorder=recorder,
@@ -132,6 +154,10 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
         ranks=ranks,
         samples=_samples(run, prompts, teaching, progress),
         suites=suites,
+        writer=writer,
+        in_flight=in_flight,
+        writing_advice=None if writer is None else _writing_advice(run),
+        kept_rollouts=_kept_rollouts(run, loaded, data, progress),
     )
     return Assembly(run, parts, _settings(spec, teaching), progress, loaded, data, keeping)
 
@@ -224,6 +250,77 @@ def _keeping(
     return keeping
 
 
+def _writer(
+    run: RunContext,
+    loaded: LoadedStudent,
+    data: Data,
+    teaching: Teaching | None,
+    begun: Mapping[str, Any] | None,
+) -> Writer | None:
+    """Returns how the student writes rows; None if all rows are of data.
+
+    Raises:
+        Incompatible: the prompts have changed since the run began.
+    """
+    if teaching is None or teaching.model is None:
+        return None
+    writer = writer_of(run.spec, run.roots, loaded, data, teaching.model, teaching.untaught)
+    if begun is not None and begun.get("prompts_sha256") != _prompts_sha256(run, writer):
+        raise Incompatible(
+            f"the prompts of run {run.folder.run_id} (rollout.prompts) have changed since the run "
+            "began; restore them, or start another run"
+        )
+    return writer
+
+
+def _prompts_sha256(run: RunContext, writer: Writer | None) -> str | None:
+    """Returns the hash of a prompt set; None without one: rows of data have their own hashes."""
+    rollout = run.spec.rollout
+    return (
+        None if writer is None or rollout is None or not rollout.prompts else writer.prompts.sha256
+    )
+
+
+def _batches(run: RunContext, data: Data, writer: Writer | None) -> tuple[TrainingBatches, float]:
+    """Returns this rank's rows of data of each step, and the steps of an epoch."""
+    spec, ranks = run.spec, run.ranks
+    if writer is not None and not spec.trains_on_data:
+        return NoBatches(), writer.plan.steps_per_epoch
+    batches = ShuffledBatches(
+        data.training, spec.batch.sequences_per_step, spec.seed, ranks.rank, ranks.size
+    )
+    if writer is None:
+        return batches, batches.steps_per_epoch
+    left = DataRows(batches, writer.plan, ranks.rank, spec.micro_batch)
+    return left, batches.steps_per_epoch
+
+
+def _kept_rollouts(
+    run: RunContext, loaded: LoadedStudent, data: Data, progress: Progress
+) -> KeptRollouts | None:
+    """Returns the file of rollouts to read; None if the run keeps none, or another rank does."""
+    spec = run.spec
+    kept = None
+    with run.ranks.together():
+        if spec.rollout is not None and spec.rollout.keep and run.ranks.is_first:
+            decode = decoder_of(spec, run.roots, loaded, data)
+            kept = KeptRollouts(run.folder.rollouts_path, spec.schedule.steps, decode)
+            kept.keep_before(progress.step)
+    return kept
+
+
+def _writing_advice(run: RunContext) -> WritingAdvice:
+    return WritingAdvice(run.spec, on_cpu=run.device.type == "cpu")
+
+
+def _first_rows(spec: RunSpec, data: Data, batches: TrainingBatches) -> Batch:
+    """Returns rows to probe the teacher with: the run's first, or of its data if it has none."""
+    if spec.rollout is None:
+        return batches.batch_at(0)
+    rows = min(len(data.training), spec.batch.sequences_per_step)
+    return batch_from(data.training, range(rows))
+
+
 def _optimizer(
     run: RunContext, student: CausalStudent, checkpoint: Checkpoint | None
 ) -> torch.optim.Optimizer:
@@ -259,7 +356,7 @@ def _samples(
 ) -> Samples | None:
     """Returns the run's samples, and starts asking the teacher; None without prompts.
 
-    All ranks generate the student's texts; the first asks the teacher and writes the file.
+    The first rank writes the student's texts and asks the teacher.
     """
     if prompts is None:
         return None
@@ -270,7 +367,7 @@ def _samples(
         run.recorder.event("left_out", metric="the teacher's samples", message=words)
     elif teaching is not None and run.ranks.is_first:
         teacher = TeacherTexts(teaching.provider, prompts)
-    samples = Samples(prompts, run.device, path, teacher, run.stop, run.recorder.event, run.ranks)
+    samples = Samples(prompts, path, teacher, run.stop, run.recorder.event, run.ranks)
     with run.ranks.together():
         # The samples of a step that is already evaluated are kept.
         samples.keep_before(progress.step + ("loss/val" in progress.record))
@@ -278,7 +375,11 @@ def _samples(
 
 
 def _facts(
-    run: RunContext, loaded: LoadedStudent, data: Data, teaching: Teaching | None
+    run: RunContext,
+    loaded: LoadedStudent,
+    data: Data,
+    teaching: Teaching | None,
+    writer: Writer | None,
 ) -> dict[str, Any]:
     """Returns what every checkpoint stores about the run, besides its progress."""
     return {
@@ -286,6 +387,7 @@ def _facts(
         "initial_weights_sha256": loaded.initial_sha256,
         **loaded.facts,
         "data_sha256s": data.sha256s,
+        "prompts_sha256": _prompts_sha256(run, writer),
         # Missing in older checkpoints, of runs that cut chats at the ends of rows.
         "packs_chats": data.packs_chats,
         **teacher_facts(None if teaching is None else teaching.model),
@@ -293,7 +395,11 @@ def _facts(
 
 
 def _described(
-    run: RunContext, loaded: LoadedStudent, data: Data, teaching: Teaching | None
+    run: RunContext,
+    loaded: LoadedStudent,
+    data: Data,
+    teaching: Teaching | None,
+    writer: Writer | None,
 ) -> dict[str, Any]:
     """Returns the description of the run's parts for its event `assembled`."""
     model = None if teaching is None else teaching.model
@@ -305,6 +411,7 @@ def _described(
         "initial_weights_sha256": loaded.initial_sha256,
         **loaded.facts,
         "training_rows": len(data.training),
+        "prompts": None if writer is None else len(writer.prompts),
         "validation_rows": len(data.validation),
         "validation_duplicates": data.validation_duplicates,
         **_edges(data),

@@ -123,7 +123,7 @@ class Assembly:
     def _metadata(self, progress: Progress) -> dict[str, Any]:
         """Returns the export's metadata; `progress` is that of the exported weights."""
         facts, record = self.parts.checkpoint_facts, progress.record
-        rows_seen = progress.step * self.spec.batch.sequences_per_step
+        steps_per_epoch = self.parts.steps_per_epoch
         manifest = self.data.manifest
         return {
             "run_id": self.context.folder.run_id,
@@ -141,7 +141,8 @@ class Assembly:
             "validation_loss": record.get("loss/val"),
             "validation_kl": record.get("val/kl"),
             "validation_top1_agreement": record.get("val/top1_agreement"),
-            "epoch": round(rows_seen / len(self.data.training), 4),
+            "epoch": None if steps_per_epoch is None else round(progress.step / steps_per_epoch, 4),
+            "rollout_fraction": None if self.spec.rollout is None else self.spec.rollout.fraction,
             "step": progress.step,
             "steps_made": self.progress.step,
             "tokens_seen": progress.tokens_seen,

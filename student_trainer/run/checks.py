@@ -54,12 +54,31 @@ _log = get_logger()
 
 
 def memory_needed(
-    spec: RunSpec, shape: ModelShape, model: teacher_pb2.Model | None, device: torch.device
+    spec: RunSpec,
+    shape: ModelShape,
+    model: teacher_pb2.Model | None,
+    device: torch.device,
+    longest_prompt: int = 0,
 ) -> MemoryEstimate:
-    """Returns what each device needs for the run; `model` is the teacher, None without one."""
+    """Returns what each device needs for the run.
+
+    Args:
+        spec: the run's.
+        shape: the student's.
+        model: the teacher; None without one.
+        device: the student's.
+        longest_prompt: that the student continues, in tokens; 0 without rollouts.
+    """
     chunk_tokens = auto_chunk_tokens(shape.vocab_size, device)
     on_cuda = device.type == "cuda"
-    computed = computation_of(spec, model, shape.vocab_size, chunk_tokens, on_cuda=on_cuda)
+    computed = computation_of(
+        spec,
+        model,
+        shape.vocab_size,
+        chunk_tokens,
+        on_cuda=on_cuda,
+        longest_prompt=longest_prompt,
+    )
     return estimate_memory(shape, computed)
 
 
@@ -121,10 +140,11 @@ def check_before_training(
     spec: RunSpec,
     student: CausalStudent,
     teaching: Teaching | None,
-    batch_at: Callable[[int], Batch],
+    first: Batch,
     device: torch.device,
     *,
     asks_teacher: bool,
+    longest_prompt: int = 0,
 ) -> dict[str, Any]:
     """Checks memory and teacher, and returns the findings for the run's events.
 
@@ -132,9 +152,10 @@ def check_before_training(
         spec: the run's.
         student: whole, on its device.
         teaching: the run's teacher; None without one.
-        batch_at: returns the rows of a step.
+        first: the run's first rows, which the teacher is probed with.
         device: that the student is trained on.
         asks_teacher: also probe the teacher; only one rank does, and not in a resumed run.
+        longest_prompt: that the student continues, in tokens; 0 without rollouts.
 
     Raises:
         Misconfigured: there is not enough memory.
@@ -142,7 +163,7 @@ def check_before_training(
         LecternError: as TargetsProvider.score says.
     """
     model = None if teaching is None else teaching.model
-    estimate = memory_needed(spec, shape_of(student.model), model, device)
+    estimate = memory_needed(spec, shape_of(student.model), model, device, longest_prompt)
     held = sum(p.numel() * p.element_size() for p in student.parameters()) + estimate.teacher_head
     # On the CPU, all ranks of this machine are at about this point, and hold equally much.
     processes = local_ranks()
@@ -162,7 +183,7 @@ def check_before_training(
     found["probe"] = require_promises(
         teaching.provider,
         answering,
-        batch_at(0),
+        first,
         teaching.representation,
         spec.objective.temperature,
         # A student may mask the same ids; the first step will tell.

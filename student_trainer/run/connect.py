@@ -5,9 +5,11 @@ from typing import Any
 from lectern_common.checks.beginnings import beginnings_check
 from lectern_common.checks.compatibility import StudentFacts, require_teacher_fits
 from lectern_common.checks.documents import data_folders
+from lectern_common.checks.needs.rollouts import prompts_folder
 from lectern_common.checks.record import record_folder, require_record_fits
 from lectern_common.checks.vocabularies import Untaught
 from lectern_common.logs import get_logger
+from lectern_common.spec.run_spec import RunSpec
 from lectern_common.spec.sections import TeacherSpec
 from lectern_common.teacher.address import replica_addresses
 from lectern_common.teacher.identity import TeacherIdentity
@@ -65,7 +67,7 @@ def open_teaching(
         allow_same_weights=teacher.allow_same_weights,
         take_received=None if remote is None else remote.take_received,
         cancel=(lambda: None) if remote is None else remote.cancel,
-        advice=None if remote is None else _advice(teacher, model, remote),
+        advice=None if remote is None else _advice(run.spec, teacher, model, remote),
         model=model,
         untaught=untaught,
         is_recorded=remote is None,
@@ -122,6 +124,7 @@ def _require_fits(
         student,
         manifest,
         *data_folders(run.spec, run.roots),
+        prompts_folder(run.spec, run.roots),
     )
 
 
@@ -136,10 +139,14 @@ def _warn_of_beginnings(
         run.recorder.event("beginnings_differ", message=f"{check.message}; {check.advice}")
 
 
-def _advice(teacher: TeacherSpec, model: teacher_pb2.Model, remote: RemoteTeacher) -> WaitAdvice:
+def _advice(
+    spec: RunSpec, teacher: TeacherSpec, model: teacher_pb2.Model, remote: RemoteTeacher
+) -> WaitAdvice:
     facts = TeacherFacts(
         teacher.representation,
         teacher.prefetch_steps,
+        stale_steps=None if spec.rollout is None else spec.rollout.stale_steps,
+        asks_about_data=spec.trains_on_data,
         num_replicas=len(replica_addresses(teacher.address)),
         mode=model.mode,
         tokens_per_second=model.measured_tokens_per_second,

@@ -17,6 +17,7 @@ import numpy as np
 
 from lectern_common.checks.check import Check, Outcome
 from lectern_common.checks.needs.memory import FreeMemory, ModelShape, memory_fit
+from lectern_common.checks.needs.rollouts import longest_prompt, prompts_folder
 from lectern_common.checks.record import open_record
 from lectern_common.errors import Incompatible, LecternError, Misconfigured
 from lectern_common.logs import configure_logs
@@ -27,6 +28,7 @@ from lectern_common.spec.sections import TeacherSpec
 from lectern_common.teacher.address import is_one_server
 from lectern_common.teacher.replicas import TeacherReplicas
 from lectern_common.teacher.secrets import SecretFiles, read_secrets
+from lectern_common.tokens.prompt_sets import prompt_facts
 from lectern_common.tokens.shards import open_shards, read_manifest
 from protos import teacher_pb2
 
@@ -84,7 +86,7 @@ def look(
             checks.append(Check.failed("answers", error))
     numbers: dict[str, Any] = {}
     if shape is not None:
-        check, numbers = _memory(spec, shape, model, device, free or free_memory(device))
+        check, numbers = _memory(spec, roots, shape, model, device, free or free_memory(device))
         checks.append(check)
     return {"checks": [check.as_json() for check in checks], **numbers}
 
@@ -118,8 +120,15 @@ def _shape(spec: RunSpec, roots: Roots) -> tuple[ModelShape | None, Check | None
     return None, Check("memory", Outcome.SKIP, what)
 
 
+def _longest_prompt(spec: RunSpec, roots: Roots) -> int:
+    """Returns the tokens of the longest prompt that the student continues; 0 without any."""
+    folder = prompts_folder(spec, roots)
+    return longest_prompt(spec, None if folder is None else prompt_facts(folder)) or 0
+
+
 def _memory(
     spec: RunSpec,
+    roots: Roots,
     shape: ModelShape,
     model: teacher_pb2.Model | None,
     device: Any,
@@ -128,7 +137,7 @@ def _memory(
     """Returns the check of memory, and the numbers behind it."""
     from student_trainer.run.checks import memory_needed
 
-    estimate = memory_needed(spec, shape, model, device)
+    estimate = memory_needed(spec, shape, model, device, _longest_prompt(spec, roots))
     fit = memory_fit(estimate, free, spec.device.count)
     check = Check("memory", Outcome.PASS, "the run fits into free memory")
     if fit.problem is not None:

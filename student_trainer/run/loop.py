@@ -6,7 +6,8 @@ Legend: B sequences of a micro-batch, S tokens, N its valid positions, D hidden 
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +25,12 @@ from lectern_common.errors import (
 from lectern_models.logits.output_head import OutputHead
 from student_trainer.batch import Batch
 from student_trainer.evaluation.evaluation import EvaluationSums, ValidationTeacher, evaluation_sums
-from student_trainer.journal.activity import EVALUATION
+from student_trainer.generating.rollouts.judged import judged
+from student_trainer.generating.rollouts.metrics import LearntBatch, rollout_metrics
+from student_trainer.generating.rollouts.rows import WrittenBatch
+from student_trainer.generating.rollouts.saved import tensors_of
+from student_trainer.generating.rollouts.writing import Rollouts
+from student_trainer.journal.activity import EVALUATION, STEP
 from student_trainer.objective.loss import Objective, StepLoss, distillation_loss
 from student_trainer.ranks.sharding import gathered, split_again, whole
 from student_trainer.run.checks import forward_kl_sum, require_something_to_learn
@@ -41,8 +47,9 @@ from student_trainer.run.parts import Parts, Progress, Settings
 from student_trainer.seeds import Key, derived_seed
 from student_trainer.stop import StopRequested
 from student_trainer.student.forward import ask, at_valid_positions
+from student_trainer.student.student import CausalStudent
 from student_trainer.student.tensors import model_tensors, optimizer_tensors
-from student_trainer.targets import TeacherTargets, of_epoch, of_step
+from student_trainer.targets import TeacherTargets, for_new_texts, of_epoch, of_step
 from student_trainer.teacher.prefetch import MicroBatch, Prefetch
 
 # Steps in a row without a finite gradient that end a run.
@@ -79,8 +86,12 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
     begins_anew = not progress.record
     evaluate = _evaluator(parts, settings)
     parts.student.train()
+    rollouts = _rollouts(parts, settings, progress)
     try:
-        with _prefetch(parts, settings) as prefetch:
+        with ExitStack() as stack:
+            prefetch = stack.enter_context(_prefetch(parts, settings))
+            if rollouts is not None:
+                stack.callback(rollouts.close)
             while True:
                 step, is_last = progress.step, progress.step >= settings.steps
 
@@ -104,7 +115,7 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
                 keep_best = is_best and settings.patience is not None
                 saved = keep_best or (checkpoint and step > first_step)
                 if saved:
-                    _save(parts, progress)
+                    _save(parts, progress, rollouts)
 
                 if is_last:
                     return True
@@ -113,14 +124,14 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
                     return False
                 begins_anew = False
 
-                _train_step(parts, settings, progress, prefetch)
+                _train_step(parts, settings, progress, prefetch, rollouts)
     except StopRequested:
-        _save(parts, progress)
+        _save(parts, progress, rollouts)
         return False
     except (SameWeights, Diverged, DiskFull):
         raise
     except LecternError:
-        _save(parts, progress)
+        _save(parts, progress, rollouts)
         raise
 
 
@@ -198,11 +209,19 @@ def _value_of(metric: str, metrics: dict[str, float]) -> float:
     raise InvalidSpec([("evaluation.metric", why)])
 
 
-def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: Prefetch) -> None:
+def _train_step(
+    parts: Parts,
+    settings: Settings,
+    progress: Progress,
+    prefetch: Prefetch,
+    rollouts: Rollouts | None,
+) -> None:
     """Makes step s = progress.step:
 
       1. take its rows (each rank its share), a pure function of (seed, s), in micro-batches; the
          teacher was asked about them some steps ago, and is now asked about coming steps;
+         of a run with rollouts, the student writes some of them first (writing.py), and they follow
+         the rows of data, in micro-batches of their own;
       2. for each micro-batch: compute hidden states, take the teacher's answer, and compute loss
          and gradients over its valid positions, divided by the number of valid positions of the
          whole step on all ranks;
@@ -213,10 +232,10 @@ def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: 
 
     A skipped step still counts: the next one has its own rows and learning rate.
     """
-    began, waited = time.perf_counter(), prefetch.waited_seconds
+    began, waited = time.perf_counter(), _waited(prefetch, rollouts)
     step, ranks = progress.step, parts.ranks
 
-    micro_batches = _take(parts, prefetch, step)
+    micro_batches = _take(parts, prefetch, rollouts, step)
     num_valid = sum(part.batch.num_valid for part in micro_batches)
     num_tokens = sum(part.batch.num_tokens for part in micro_batches)
     normalizer, num_tokens = map(round, ranks.totals(num_valid, num_tokens))
@@ -225,13 +244,13 @@ def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: 
 
     parts.optimizer.zero_grad(set_to_none=True)
     with _dropout_of(step, ranks.rank, settings.seed, parts.device):
-        losses = [
+        learnt = [
             _micro_step(parts, part, settings.objective, normalizer)
             for part in micro_batches
             # Every rank must take part in equally many exchanges.
             if part.batch.num_valid or ranks.size > 1
         ]
-    metrics = loss_metrics(losses, settings.objective, normalizer, ranks)
+    metrics = loss_metrics(learnt, settings.objective, normalizer, ranks)
     if step == 0:
         _require_another_student(parts, settings, micro_batches, metrics, normalizer)
 
@@ -248,7 +267,9 @@ def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: 
 
     progress.step += 1
     progress.tokens_seen += num_tokens
-    seconds, waited = time.perf_counter() - began, prefetch.waited_seconds - waited
+    seconds, waited = time.perf_counter() - began, _waited(prefetch, rollouts) - waited
+    if rollouts is not None:
+        metrics |= _of_rollouts(parts, learnt, rollouts, progress.step, seconds, waited)
     progress.record = {
         **metrics,
         **count_metrics(parts, progress, normalizer),
@@ -258,32 +279,79 @@ def _train_step(parts: Parts, settings: Settings, progress: Progress, prefetch: 
     }
 
 
-def _take(parts: Parts, prefetch: Prefetch, step: int) -> list[MicroBatch]:
+def _take(
+    parts: Parts, prefetch: Prefetch, rollouts: Rollouts | None, step: int
+) -> list[MicroBatch]:
     """Returns this rank's micro-batches of the step; an error or a stop ends all ranks."""
     with parts.ranks.together():
         parts.stop.check()
         micro_batches = prefetch.take(step)
-        if parts.ranks.size > 1:
-            # Wait for the answers now: a missing teacher must end the ranks before any exchange.
+    if rollouts is not None:
+        rollouts.prepare(step)
+        micro_batches += rollouts.micro_batches(step)
+    if parts.ranks.size > 1:
+        # Wait for the answers now: a missing teacher must end the ranks before any exchange.
+        with parts.ranks.together():
             micro_batches = [part.answered() for part in micro_batches]
     return micro_batches
 
 
+class _Learnt(NamedTuple):
+    """A micro-batch after its backward pass; `judged` is None unless the student wrote it."""
+
+    micro_batch: MicroBatch
+    loss: StepLoss
+    judged: Tensor | None
+
+
 def _micro_step(
     parts: Parts, micro_batch: MicroBatch, objective: Objective, normalizer: int
-) -> StepLoss:
+) -> _Learnt:
     """Returns the loss of a micro-batch, and accumulates its gradients in the parameters."""
-    answer = micro_batch.answer
+    answer, is_written = micro_batch.answer, isinstance(micro_batch, WrittenBatch)
+    if is_written:
+        objective = objective.without_cross_entropy()
 
-    def compute(hidden_ND: Tensor, head: OutputHead, labels_N: Tensor) -> StepLoss:
-        if not len(labels_N):
-            return distillation_loss(hidden_ND, head, labels_N, None, _NOTHING, normalizer)
-        targets = None if answer is None else answer().to(parts.device)
-        return distillation_loss(hidden_ND, head, labels_N, targets, objective, normalizer)
+    def compute(
+        hidden_ND: Tensor, head: OutputHead, labels_N: Tensor
+    ) -> tuple[StepLoss, Tensor | None]:
+        targets = None
+        if len(labels_N):
+            targets = None if answer is None else answer().to(parts.device)
+            loss = distillation_loss(hidden_ND, head, labels_N, targets, objective, normalizer)
+        else:
+            loss = distillation_loss(hidden_ND, head, labels_N, None, _NOTHING, normalizer)
+        return loss, judged(hidden_ND.detach(), head, targets) if is_written else None
 
-    loss = at_valid_positions(parts.student, micro_batch.batch, parts.device, compute)
+    loss, sums = at_valid_positions(parts.student, micro_batch.batch, parts.device, compute)
     loss.total.backward()
-    return loss
+    return _Learnt(micro_batch, loss, sums)
+
+
+def _waited(prefetch: Prefetch, rollouts: Rollouts | None) -> float:
+    """Returns the seconds that the loop has waited for answers so far."""
+    return prefetch.waited_seconds + (0.0 if rollouts is None else rollouts.waited_seconds)
+
+
+def _of_rollouts(
+    parts: Parts,
+    learnt: list[_Learnt],
+    rollouts: Rollouts,
+    step: int,
+    seconds: float,
+    waited: float,
+) -> dict[str, float]:
+    """Returns the metrics of a step's rollouts, after `step` steps, and keeps some of them."""
+    batches = [
+        LearntBatch(part, loss.kd_N, sums)
+        for part, loss, sums in learnt
+        if isinstance(part, WrittenBatch) and sums is not None
+    ]
+    kept = parts.kept_rollouts
+    with parts.ranks.together():
+        if kept is not None and kept.is_due(step):
+            kept.add(step, (one for batch in batches for one in batch.rollouts()))
+    return rollout_metrics(batches, rollouts.last, seconds, waited, parts.ranks)
 
 
 def _require_another_student(
@@ -330,7 +398,7 @@ def _skip(parts: Parts, progress: Progress) -> None:
     )
 
 
-def _save(parts: Parts, progress: Progress) -> None:
+def _save(parts: Parts, progress: Progress, rollouts: Rollouts | None) -> None:
     if parts.checkpoints is None:
         return
     first = parts.ranks.is_first
@@ -339,11 +407,17 @@ def _save(parts: Parts, progress: Progress) -> None:
             parts.teaching.before_checkpoint()
     model = gathered(model_tensors(parts.student), keep=first)
     optimizer = gathered(optimizer_tensors(parts.optimizer, parts.student), keep=first)
+    in_flight = {}
+    if parts.writer is not None and rollouts is not None:
+        own = rollouts.in_flight(progress.step)
+        in_flight = tensors_of(own, parts.writer, progress.step, parts.ranks)
     with parts.ranks.together():
         if first:
             parts.recorder.before_checkpoint()
+            if parts.kept_rollouts is not None:
+                parts.kept_rollouts.save()
             state = {**parts.checkpoint_facts, **progress.state()}
-            parts.checkpoints.save(progress.step, model, optimizer, state)
+            parts.checkpoints.save(progress.step, model, optimizer, state, in_flight)
             parts.recorder.after_checkpoint(progress.step)
 
 
@@ -369,14 +443,41 @@ def _prefetch(parts: Parts, settings: Settings) -> Prefetch:
     )
 
 
+def _rollouts(parts: Parts, settings: Settings, progress: Progress) -> Rollouts | None:
+    """Returns the run's rollouts, those that a checkpoint held in hand; None if it has none."""
+    writer, teaching, student = parts.writer, parts.teaching, parts.student
+    if writer is None or teaching is None or not isinstance(student, CausalStudent):
+        return None
+    temperature, provider = settings.objective.temperature, for_new_texts(teaching.provider)
+
+    def ask_about(batch: Batch, step: int) -> TeacherTargets:
+        wanted = of_step(teaching.representation, settings.seed, step)
+        return ask(provider, batch, wanted, temperature)
+
+    rollouts = Rollouts(
+        writer,
+        student,
+        ask_about,
+        micro_batch=settings.micro_batch_sequences,
+        ranks=parts.ranks,
+        end=settings.steps,
+        stop=parts.stop,
+        cancel=teaching.cancel,
+        progressed=lambda: parts.recorder.doing(STEP),
+    )
+    if parts.in_flight is not None:
+        rollouts.go_on_with(parts.in_flight, progress.step)
+    return rollouts
+
+
 def _advise(parts: Parts, progress: Progress) -> None:
-    """Records an event with advice if the run waits too long for its teacher."""
-    if parts.teaching is None or parts.teaching.advice is None:
-        return
-    bound = parts.teaching.advice.after(progress.record)
-    if bound is not None:
-        share = round(bound.share, 3)
-        parts.recorder.event("teacher_bound", step=progress.step, share=share, message=bound.advice)
+    """Records advice if the run waits too long for its teacher, or writes too long."""
+    of_teacher = None if parts.teaching is None else parts.teaching.advice
+    for kind, watch in (("teacher_bound", of_teacher), ("writing_bound", parts.writing_advice)):
+        bound = None if watch is None else watch.after(progress.record)
+        if bound is not None:
+            share = round(bound.share, 3)
+            parts.recorder.event(kind, step=progress.step, share=share, message=bound.advice)
 
 
 @contextmanager

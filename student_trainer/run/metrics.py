@@ -1,30 +1,56 @@
 """The metrics of a step's line in metrics.jsonl: losses, counts, speed, memory, wire."""
 
+from collections.abc import Sequence
+
 import psutil
 import torch
 
+from student_trainer.generating.rollouts.rows import WrittenBatch
 from student_trainer.objective.loss import Objective, StepLoss
 from student_trainer.ranks.world import Ranks
 from student_trainer.run.parts import Parts, Progress
+from student_trainer.teacher.prefetch import MicroBatch
 
 
 def loss_metrics(
-    losses: list[StepLoss], objective: Objective, normalizer: int, ranks: Ranks
+    learnt: Sequence[tuple[MicroBatch, StepLoss, object]],
+    objective: Objective,
+    normalizer: int,
+    ranks: Ranks,
 ) -> dict[str, float]:
     """Returns the losses of a step, in nats per valid position, without terms of weight 0.
+
+    loss/total is what is minimised. Rows that the student wrote have no cross entropy: loss/ce is
+    the mean over the positions of data, without which there is none, and loss/kd that over all.
 
     loss/kd is the divergence at temperature T, without the factor T^2. With top_k it is over k + 1
     outcomes, a lower bound of the divergence over all tokens; with sampled it is an unbiased
     estimate, which may be below 0. loss/total uses the same value. Representation.kd_is says which.
     """
-    sums = torch.stack([torch.stack([loss.ce_sum, loss.kd_sum]) for loss in losses]).sum(0)
-    ce, kd = (total / normalizer for total in ranks.totals(*sums.tolist()))
+    of_data = [(part, loss) for part, loss, _ in learnt if not isinstance(part, WrittenBatch)]
+    of_rollouts = [(part, loss) for part, loss, _ in learnt if isinstance(part, WrittenBatch)]
+    ce_sum, kd_sum, positions, _, written_sum, written = ranks.totals(
+        *_sums_of(of_data), *_sums_of(of_rollouts)
+    )
+    ce, kd = ce_sum / normalizer, kd_sum / normalizer
     metrics = {"loss/total": objective.total(ce, kd)}
-    if objective.alpha > 0:
-        metrics["loss/ce"] = ce
+    if written:
+        kd_written = written_sum / normalizer
+        metrics["loss/total"] += objective.without_cross_entropy().total(0.0, kd_written)
+        kd += kd_written
+    if objective.alpha > 0 and positions:
+        metrics["loss/ce"] = ce_sum / positions
     if objective.alpha < 1:
         metrics["loss/kd"] = kd
     return metrics
+
+
+def _sums_of(learnt: Sequence[tuple[MicroBatch, StepLoss]]) -> list[float]:
+    """Returns the sums of cross entropy and divergence, and over how many positions."""
+    if not learnt:
+        return [0.0, 0.0, 0.0]
+    sums = torch.stack([torch.stack([loss.ce_sum, loss.kd_sum]) for _, loss in learnt]).sum(0)
+    return [*sums.tolist(), sum(part.batch.num_valid for part, _ in learnt)]
 
 
 def count_metrics(parts: Parts, progress: Progress, num_valid: int) -> dict[str, float]:

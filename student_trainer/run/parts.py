@@ -1,6 +1,6 @@
 """The parts, settings and progress of a run: the arguments of `loop.train`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -18,6 +18,10 @@ from student_trainer.batch import Batch
 from student_trainer.evaluating.during import Suites
 from student_trainer.evaluation.best import THE_LOSS, Best, Followed
 from student_trainer.evaluation.samples import Samples
+from student_trainer.generating.rollouts.advice import WritingAdvice
+from student_trainer.generating.rollouts.kept import KeptRollouts
+from student_trainer.generating.rollouts.rows import Rollout
+from student_trainer.generating.rollouts.writing import Writer
 from student_trainer.journal.checkpoint import CheckpointStore
 from student_trainer.journal.recorder import RunRecorder
 from student_trainer.objective.loss import Objective
@@ -135,8 +139,12 @@ class Parts:
         checkpoints: None means none are saved.
         checkpoint_facts: further content of every checkpoint's state.
         ranks: the processes that train the run together; each has its own Parts.
-        steps_per_epoch: steps that it takes to see every row once; None means epochs are not
-            counted.
+        steps_per_epoch: steps that it takes to see every row, or every prompt if the student writes
+            all rows, once; None means epochs are not counted.
+        writer: how the student writes rows; None means that all are of data.
+        in_flight: rollouts that a checkpoint holds, of the step to go on with; None without any.
+        writing_advice: watches for a run that writes most of the time; None means no advice.
+        kept_rollouts: keeps some of them for people to read; None means none, or on this rank.
         samples: the sample texts; None without prompts.
         suites: what evaluations measure besides the validation loss; None means nothing.
     """
@@ -155,6 +163,10 @@ class Parts:
     samples: Samples | None = None
     suites: Suites | None = None
     steps_per_epoch: float | None = None
+    writer: Writer | None = None
+    in_flight: Sequence[Rollout] | None = None
+    writing_advice: WritingAdvice | None = None
+    kept_rollouts: KeptRollouts | None = None
 
 
 @dataclass

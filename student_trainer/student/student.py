@@ -5,7 +5,7 @@ Legend: B sequences of equal length, S tokens, D hidden size, V vocabulary.
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from lectern_common.errors import Incompatible, InvalidRequest, Misconfigured
 from lectern_models.body_and_head import parity_probe, split
 from lectern_models.loading import DTYPES, build_causal_lm, load_causal_lm, max_positions
 from lectern_models.logits.output_head import OutputHead
+from lectern_models.modes import evaluating
 from lectern_models.packing import packing_probe
 from student_trainer.data.lists import token_arrays
 from student_trainer.student.lora import Adapters
@@ -115,6 +116,7 @@ class CausalStudent(Student):
         if reason is not None:
             raise Misconfigured(f"this student cannot be trained: {reason}")
         self._compute_dtype = compute_dtype
+        self._is_compiled = False
         self._max_positions = max_positions(model)
         self.vocab_size = self._parts.head().vocab_size
 
@@ -155,9 +157,7 @@ class CausalStudent(Student):
                 f"a sequence of {length} tokens exceeds the {self._max_positions} positions of the "
                 "student"
             )
-        if self._compute_dtype == torch.float32:
-            return self._parts.hidden_states(input_ids_BS, position_ids_BS)
-        with torch.autocast(input_ids_BS.device.type, self._compute_dtype):
+        with self.precision():
             hidden_BSD = self._parts.hidden_states(input_ids_BS, position_ids_BS)
         # A norm's float32 weight widens its result; a head under autocast narrows it again too.
         return hidden_BSD.to(self._compute_dtype)
@@ -165,12 +165,18 @@ class CausalStudent(Student):
     def output_head(self) -> OutputHead:
         return self._parts.head()
 
+    def precision(self) -> AbstractContextManager[object]:
+        """Returns the context in which the model computes in the compute dtype."""
+        if self._compute_dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.output_head().weight_VD.device.type, self._compute_dtype)
+
     def why_not_apart(self) -> str | None:
         """Returns why the documents of a row attend to each other, whatever the position ids.
 
         None means that they do not.
         """
-        with _evaluating(self):
+        with evaluating(self):
             return packing_probe(self._parts, self.vocab_size)
 
     def require_documents_apart(self) -> None:
@@ -189,6 +195,19 @@ class CausalStudent(Student):
     def compile_body(self, backend: str = "inductor") -> None:
         """Has torch.compile compile the body at its next use; parameter names stay the same."""
         self._parts.body.compile(backend=backend)
+        self._is_compiled = True
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """Within the block, `model` computes in the compute dtype, and nothing is compiled.
+
+        Each token of a text has another shape, and would be compiled anew.
+        """
+        with ExitStack() as stack:
+            if self._is_compiled:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(self.precision())
+            yield
 
     def checkpoint_activations(self) -> None:
         """Makes each layer keep only its input and recompute the rest in the backward pass.
@@ -208,7 +227,7 @@ class CausalStudent(Student):
     @torch.no_grad()
     def logits_for_batch(self, input_ids: Sequence[Sequence[int]]) -> list[list[float]]:
         """See StudentLogitsProvider; dropout is off."""
-        with _evaluating(self):
+        with evaluating(self):
             return [
                 self._logits(ids_S)[-1].tolist()
                 for ids_S in token_arrays(input_ids, self.vocab_size)
@@ -219,7 +238,7 @@ class CausalStudent(Student):
         self, input_ids: Sequence[Sequence[int]]
     ) -> list[npt.NDArray[np.float32]]:
         """Returns the logits [S, V] of each sequence, at every position; dropout is off."""
-        with _evaluating(self):
+        with evaluating(self):
             return [
                 self._logits(ids_S).cpu().numpy()
                 for ids_S in token_arrays(input_ids, self.vocab_size)
@@ -237,7 +256,7 @@ class CausalStudent(Student):
         num_rows = sum(len(rows_SV) for rows_SV in rows)
         parameters = [p for p in self.parameters() if p.requires_grad]
         sums = [torch.zeros_like(p) for p in parameters]
-        with _evaluating(self):
+        with evaluating(self):
             for ids_S, rows_SV in zip(sequences, rows, strict=True):
                 logits_SV = self._logits(ids_S)[-len(rows_SV) :]
                 upstream_SV = torch.from_numpy(rows_SV / num_rows).to(logits_SV)
@@ -325,13 +344,3 @@ def compute_dtype_named(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         name = "bfloat16" if device.type == "cuda" else "float32"
     return DTYPES[name]
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    was_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was_training)

@@ -25,10 +25,16 @@ _AMPLE = 2.0
 
 @dataclass(frozen=True)
 class TeacherFacts:
-    """How a run asks its teacher, and what the teacher reported about itself."""
+    """How a run asks its teacher, and what the teacher reported about itself.
+
+    `stale_steps` is that of the run's rollouts; None without any. `asks_about_data`: not all rows
+    are written by the student.
+    """
 
     representation: str
     prefetch_steps: int
+    stale_steps: int | None = None
+    asks_about_data: bool = True
     num_replicas: int = 1
     mode: str = ""  # "independent", "throughput"; "" means not reported
     tokens_per_second: float = 0.0  # measured when it started; 0 means not reported
@@ -101,11 +107,19 @@ def advice(facts: TeacherFacts, share: float, metrics: Mapping[str, float | None
 
 
 def _sooner(facts: TeacherFacts) -> list[str]:
+    helps = []
+    if facts.stale_steps == 0:
+        helps.append(
+            "set rollout.stale_steps to 1: the teacher then scores what the student wrote while it "
+            "learns"
+        )
+    if not facts.asks_about_data:
+        return helps
     if facts.prefetch_steps == 0:
-        return ["set teacher.prefetch_steps to 4: at 0 every step waits for its own answer"]
-    if facts.prefetch_steps < _USUAL_PREFETCH_STEPS:
-        return [f"raise teacher.prefetch_steps (now {facts.prefetch_steps})"]
-    return []
+        helps.append("set teacher.prefetch_steps to 4: at 0 every step waits for its own answer")
+    elif facts.prefetch_steps < _USUAL_PREFETCH_STEPS:
+        helps.append(f"raise teacher.prefetch_steps (now {facts.prefetch_steps})")
+    return helps
 
 
 def _smaller(facts: TeacherFacts, metrics: Mapping[str, float | None], speed: float) -> list[str]:

@@ -1,4 +1,4 @@
-"""Requests the teacher's answers for coming steps while the student computes.
+"""Requests the teacher's answers while the student computes: in threads, and for coming steps.
 
 The requests and their order are the same for any number of threads or steps ahead, so answers, and
 with them losses, do not depend on timing.
@@ -7,10 +7,10 @@ with them losses, do not depend on timing.
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from lectern_common.logs import get_logger
@@ -22,6 +22,110 @@ _log = get_logger()
 
 MAX_THREADS = 4
 _JOIN_SECONDS = 5.0
+
+Answer = Callable[[], TeacherTargets]
+
+
+class Asking:
+    """Makes requests in threads, in the order in which they are given.
+
+    Args:
+        name: of the threads.
+        num_threads: 0 means that each request is made when its answer is needed, in the caller's
+            thread.
+        stop: ends every wait.
+        cancel: makes requests in flight end soon.
+    """
+
+    def __init__(
+        self, name: str, num_threads: int, stop: Stop, cancel: Callable[[], None] = lambda: None
+    ) -> None:
+        self._stop = stop
+        self._cancel = cancel
+        self._jobs: queue.SimpleQueue[tuple[Answer, Future[TeacherTargets]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._waited_seconds = 0.0
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{name}-{index}", daemon=True)
+            for index in range(num_threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def waited_seconds(self) -> float:
+        """Seconds that callers have waited for answers so far."""
+        return self._waited_seconds
+
+    def answer_of(self, ask: Answer) -> Answer:
+        """Requests an answer; returns a function that waits for it.
+
+        The function raises what the request raises, and StopRequested on a stop.
+        """
+        if not self._threads:
+            return lambda: self._timed(ask)
+        future: Future[TeacherTargets] = Future()
+        self._jobs.put((ask, future))
+        return _Awaited(self, future)
+
+    def close(self, unanswered: Iterable[Answer] = ()) -> None:
+        """Ends the threads and drops these answers. Returns within a few seconds."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for answer in unanswered:
+            if isinstance(answer, _Awaited):
+                answer.future.cancel()
+        if self._threads:
+            self._cancel()
+        deadline = time.monotonic() + _JOIN_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        left = [thread.name for thread in self._threads if thread.is_alive()]
+        if left:
+            _log.warning("prefetch_threads_left", threads=",".join(left))
+        self._threads = []
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            ask, future = job
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(ask())
+            except BaseException as error:  # re-raised in the loop
+                future.set_exception(error)
+
+    def _timed(self, wait: Answer) -> TeacherTargets:
+        began = time.perf_counter()
+        try:
+            return wait()
+        finally:
+            self._waited_seconds += time.perf_counter() - began
+
+    def wait_for(self, future: "Future[TeacherTargets]") -> TeacherTargets:
+        """Returns the future's result or raises its error; raises StopRequested on a stop."""
+
+        def wait() -> TeacherTargets:
+            while True:
+                self._stop.check()
+                try:
+                    return future.result(timeout=SLICE_SECONDS)
+                except FutureTimeout:
+                    # The answer may have come by now, or an error, even another TimeoutError.
+                    if future.done():
+                        return future.result()
+
+        return self._timed(wait)
+
+
+@dataclass(frozen=True)
+class _Awaited:
+    asking: Asking
+    future: "Future[TeacherTargets]"
+
+    def __call__(self) -> TeacherTargets:
+        return self.asking.wait_for(self.future)
 
 
 class TrainingBatches(Protocol):
@@ -40,14 +144,14 @@ class MicroBatch:
     """
 
     batch: Batch
-    answer: Callable[[], TeacherTargets] | None
+    answer: Answer | None
 
     def answered(self) -> "MicroBatch":
         """Waits for the answer; returns the micro-batch with it. Raises what `answer` raises."""
         if self.answer is None:
             return self
         targets = self.answer()
-        return MicroBatch(self.batch, lambda: targets)
+        return replace(self, answer=lambda: targets)
 
 
 class Prefetch:
@@ -82,19 +186,8 @@ class Prefetch:
         self._micro_batch_sequences = micro_batch_sequences
         self._prefetch_steps = prefetch_steps if ask is not None else 0
         self._end = end
-        self._stop = stop
-        self._cancel = cancel
+        self._asking = Asking("prefetch", min(MAX_THREADS, self._prefetch_steps), stop, cancel)
         self._ready: dict[int, list[MicroBatch]] = {}
-        self._jobs: queue.SimpleQueue[tuple[Batch, int, Future[TeacherTargets]] | None] = (
-            queue.SimpleQueue()
-        )
-        self._waited_seconds = 0.0
-        self._threads = [
-            threading.Thread(target=self._work, name=f"prefetch-{index}", daemon=True)
-            for index in range(min(MAX_THREADS, self._prefetch_steps))
-        ]
-        for thread in self._threads:
-            thread.start()
 
     def __enter__(self) -> "Prefetch":
         return self
@@ -105,7 +198,7 @@ class Prefetch:
     @property
     def waited_seconds(self) -> float:
         """Seconds that callers of `answer` have waited so far."""
-        return self._waited_seconds
+        return self._asking.waited_seconds
 
     def take(self, step: int) -> list[MicroBatch]:
         """Returns the micro-batches of `step`; first requests those of the coming steps too."""
@@ -116,74 +209,16 @@ class Prefetch:
 
     def close(self) -> None:
         """Ends the threads and drops answers not yet taken. Returns within a few seconds."""
-        for _ in self._threads:
-            self._jobs.put(None)
-        for micro_batches in self._ready.values():
-            for micro_batch in micro_batches:
-                if isinstance(micro_batch.answer, _Awaited):
-                    micro_batch.answer.future.cancel()
+        micro_batches = [part for parts in self._ready.values() for part in parts]
         self._ready.clear()
-        if self._threads:
-            self._cancel()
-        deadline = time.monotonic() + _JOIN_SECONDS
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        left = [thread.name for thread in self._threads if thread.is_alive()]
-        if left:
-            _log.warning("prefetch_threads_left", threads=",".join(left))
-        self._threads = []
+        self._asking.close([part.answer for part in micro_batches if part.answer is not None])
 
     def _asked(self, step: int) -> list[MicroBatch]:
         parts = self._batches.batch_at(step).micro_batches(self._micro_batch_sequences)
         return [MicroBatch(part, self._answer_for(part, step)) for part in parts]
 
-    def _answer_for(self, batch: Batch, step: int) -> Callable[[], TeacherTargets] | None:
+    def _answer_for(self, batch: Batch, step: int) -> Answer | None:
         ask = self._ask
         if ask is None or batch.num_valid == 0:
             return None
-        if not self._threads:
-            return lambda: self._timed(lambda: ask(batch, step))
-        future: Future[TeacherTargets] = Future()
-        self._jobs.put((batch, step, future))
-        return _Awaited(self, future)
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            batch, step, future = job
-            if self._ask is None or not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(self._ask(batch, step))
-            except BaseException as error:  # re-raised in the loop
-                future.set_exception(error)
-
-    def _timed(self, wait: Callable[[], TeacherTargets]) -> TeacherTargets:
-        began = time.perf_counter()
-        try:
-            return wait()
-        finally:
-            self._waited_seconds += time.perf_counter() - began
-
-    def wait_for(self, future: "Future[TeacherTargets]") -> TeacherTargets:
-        """Returns the future's result or raises its error; raises StopRequested on a stop."""
-
-        def wait() -> TeacherTargets:
-            while True:
-                self._stop.check()
-                try:
-                    return future.result(timeout=SLICE_SECONDS)
-                except FutureTimeout:
-                    # The answer may have come by now, or an error, even another TimeoutError.
-                    if future.done():
-                        return future.result()
-
-        return self._timed(wait)
-
-
-@dataclass(frozen=True)
-class _Awaited:
-    prefetch: Prefetch
-    future: "Future[TeacherTargets]"
-
-    def __call__(self) -> TeacherTargets:
-        return self.prefetch.wait_for(self.future)
+        return self._asking.answer_of(lambda: ask(batch, step))

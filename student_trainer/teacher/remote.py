@@ -7,6 +7,7 @@ import itertools
 import re
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -164,12 +165,34 @@ class RemoteTeacher:
 
         If there are more sequences than the teacher takes at once, sends several requests.
         """
+        return self.scored(sequences, positions, representation, temperature, comes_once=False)
+
+    def for_new_texts(self) -> "NewTexts":
+        """See AskedOfNewTexts: the server keeps no rows of what it is asked this way."""
+        return NewTexts(self)
+
+    def scored(
+        self,
+        sequences: Sequence[npt.NDArray[np.uint32]],
+        positions: Sequence[npt.NDArray[np.bool_]],
+        representation: Representation,
+        temperature: float,
+        *,
+        comes_once: bool,
+    ) -> TeacherTargets:
+        """Returns what `score` does; `comes_once`: no sequence is asked about again."""
         limit = max(1, self.model.limits.max_sequences)
         if len(sequences) > limit:
             cuts = [slice(first, first + limit) for first in range(0, len(sequences), limit)]
             return joined(
                 [
-                    self.score(sequences[cut], positions[cut], representation, temperature)
+                    self.scored(
+                        sequences[cut],
+                        positions[cut],
+                        representation,
+                        temperature,
+                        comes_once=comes_once,
+                    )
                     for cut in cuts
                 ]
             )
@@ -194,6 +217,7 @@ class RemoteTeacher:
             vocab_size=self._vocab_size,
             representation=representation.message(),
             temperature=temperature,
+            comes_once=comes_once,
         )
 
         def ask(channel: TeacherChannel, left: float | None) -> TeacherTargets:
@@ -258,6 +282,25 @@ class RemoteTeacher:
         )
         with self._calls.replies(channel, channel.stub.GetOutputHead, request, left) as replies:
             return assemble_head(replies, model, self._vocab_size)
+
+
+@dataclass(frozen=True)
+class NewTexts:
+    """A teacher server, asked about texts that never come again."""
+
+    teacher: RemoteTeacher
+
+    def score(
+        self,
+        sequences: Sequence[npt.NDArray[np.uint32]],
+        positions: Sequence[npt.NDArray[np.bool_]],
+        representation: Representation,
+        temperature: float,
+    ) -> TeacherTargets:
+        """See RemoteTeacher.score."""
+        return self.teacher.scored(
+            sequences, positions, representation, temperature, comes_once=True
+        )
 
 
 def teacher_of(

@@ -86,13 +86,15 @@ class ScoringRequest:
     """A validated request, answered one sequence after the other.
 
     Sequences without an asked position are left out. `row_bytes` is the size of a row, or the
-    largest possible one for "sampled".
+    largest possible one for "sampled". With `comes_once` no sequence is asked about again, so that
+    keeping its rows would only cost others theirs.
     """
 
     run_id: str
     request_id: str
     asks: Sequence[SequenceAsk]
     row_bytes: int
+    comes_once: bool = False
 
     @property
     def num_rows(self) -> int:

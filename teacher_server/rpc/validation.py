@@ -75,7 +75,9 @@ def scoring_request(
         for token_ids_S, asked_S in sequences
         if asked_S.any()
     ]
-    return ScoringRequest(request.run_id, request.request_id, asks, row_bytes)
+    return ScoringRequest(
+        request.run_id, request.request_id, asks, row_bytes, comes_once=request.comes_once
+    )
 
 
 def require_vocab_size(vocab_size: int, facts: ModelFacts) -> None:

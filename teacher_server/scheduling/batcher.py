@@ -4,8 +4,8 @@
    (requests.py): one that is waiting or being computed, else a new one.
 2. The run whose turn it is (scheduler.py, fair_share.py) leads with its oldest sequence; its other
    sequences, and those of other runs with credit, join if they fit in length (batch_shapes.py).
-3. The rows are cached (cache.py), turned into what each waiter asked for, and charged to their runs
-   in equal parts.
+3. The rows are cached (cache.py) unless their text never comes again, turned into what each waiter
+   asked for, and charged to their runs in equal parts.
 
 Policy is separate from execution: an Engine computes, and no torch is imported here. Everything but
 the engine's calls runs on the event loop, so nothing needs a lock.
@@ -158,9 +158,10 @@ class Batcher:
             self._flights.begin(flight)
             for ticket in flight.payers:
                 ticket.start(now)
-        kept = await self.cache.find_each([flight.key for flight in batch])
-        missing = []
-        for flight, rows in zip(batch, kept, strict=True):
+        missing = [flight for flight in batch if not flight.comes_again]
+        others = [flight for flight in batch if flight.comes_again]
+        kept = await self.cache.find_each([flight.key for flight in others])
+        for flight, rows in zip(others, kept, strict=True):
             if rows is None:
                 missing.append(flight)
             else:
@@ -200,7 +201,8 @@ class Batcher:
         seconds = self._clock() - began
         self._accounting.forward(sum(lengths), len(flights), computed_tokens, seconds)
         for flight, rows, length in zip(flights, all_rows, lengths, strict=True):
-            self.cache.put(flight.key, rows)
+            if flight.comes_again:
+                self.cache.put(flight.key, rows)
             await self._finish(flight, rows, seconds * length / sum(lengths), from_cache=False)
 
     async def _finish(
@@ -253,6 +255,8 @@ class Batcher:
         flight = ticket.pending.get(index)
         ask = ticket.request.asks[index]
         if flight is None or ask.representation.kind != flight.base.representation.kind:
+            return
+        if ticket.request.comes_once:
             return
         rows = await self.cache.find(flight.key)
         if rows is None or ticket.pending.get(index) is not flight or flight.running:

@@ -135,6 +135,12 @@ class Flight:
     payers: list[Ticket] = field(default_factory=list)
     running: bool = False
 
+    @property
+    def comes_again(self) -> bool:
+        """Whether its rows belong in the cache: not if every waiter says that they come once."""
+        waiting = [ticket for ticket, _ in self.waiters]
+        return not all(ticket.request.comes_once for ticket in (*waiting, *self.payers))
+
 
 class Flights:
     """All flights, by the key of their base ask."""

@@ -19,6 +19,8 @@ SPELLED = {
     "Metrics.metrics": "MetricsRecord[]",
     "RunDetail.spec": "Record<string, any>",
     "SpecCheck.spec": "Record<string, any>",
+    "Dataset.holds": '"text" | "chats" | "prompts" | null',
+    "Rollout.kl": "(number | null)[]",
     "Check.outcome": '"pass" | "warn" | "fail" | "skip"',
     "Run.stop_at": '"checkpoint" | null',
     "RunDetail.stop_at": '"checkpoint" | null',

@@ -311,17 +311,22 @@ ABSURD = [
     '{"step": 1e999, "prompt": "a", "student": "b", "teacher": null}',
     '{"step": 9, "prompt": 3, "student": {}, "teacher": NaN}',
     '{"step": 1' + "0" * 30 + ', "prompt": "a", "student": "b", "teacher": null}',
+    '{"step": 9, "row": 1e999, "sample": 0, "prompt_ids": [1], "ids": [2], "kl": [1], "end": null}',
+    '{"step": 9, "row": 0, "sample": 0, "prompt_ids": 5, "ids": {}, "kl": "x", "tokens": [[]]}',
 ]
 
 
-def test_absurd_lines_of_metrics_events_and_samples_are_read_leniently(client, plane):
+TEXTS = ("/samples", "/rollouts", "/rollouts?before_step=5")
+
+
+def test_absurd_lines_of_metrics_events_and_texts_are_read_leniently(client, plane):
     run = create(client)
     wait_for(lambda: state_of(client, run["id"]) == "starting")
     folder = plane.roots.runs / run["id"]
     wait_for(folder.is_dir)
-    for name in ("metrics", "events", "samples"):
+    for name in ("metrics", "events", "samples", "rollouts"):
         (folder / f"{name}.jsonl").write_text("\n".join(ABSURD) + "\n")
-    for path in ("", "/metrics", "/metrics?max_points=16", "/series", "/samples", "/logs"):
+    for path in ("", "/metrics", "/metrics?max_points=16", "/series", *TEXTS, "/logs"):
         answer = client.get(f"/runs/{run['id']}{path}")
         assert answer.status_code == 200, (path, answer.text)
         if path != "/logs":

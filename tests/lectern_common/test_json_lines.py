@@ -18,6 +18,7 @@ from lectern_common.json_lines import (
     append_json_line,
     keep_lines_before,
     last_json_lines,
+    lines_before,
     position_at,
     position_of,
     read_after,
@@ -147,6 +148,18 @@ def test_the_last_lines_are_complete_and_valid_json(path: Path) -> None:
     assert last_json_lines(path, 1000) == [{"a": 1}, [2], {"b": None}]
     assert last_json_lines(path, len(b'[2]\n{"b": NaN}\n{"torn": 1}')) == [{"b": None}]
     assert last_json_lines(path, 5) == []
+
+
+def test_lines_before_an_offset_say_whether_more_are_before_them(path: Path) -> None:
+    assert lines_before(path, None, 100) == ([], False)
+    assert lines_before(path, 0, 100) == ([], False)
+    path.write_bytes(b'{"a": 1}\nnull\nx\n[2]\n{"torn": 1}')
+    end = len(b'{"a": 1}\nnull\nx\n[2]\n')
+    assert lines_before(path, None, 100) == ([{"a": 1}, [2]], False)
+    assert lines_before(path, end, 100) == ([{"a": 1}, [2]], False)
+    assert lines_before(path, end, 5) == ([[2]], True)
+    assert lines_before(path, end - 4, 100) == ([{"a": 1}], False)
+    assert lines_before(path, end, 3) == ([], True)
 
 
 def test_a_line_with_a_carriage_return_is_one_line(path: Path) -> None:

@@ -37,11 +37,12 @@ ORDER_WITHIN = {
         "callers listening wire tokens teacher spec run checks stages",
         "teacher_server": "engine scheduling rpc observing options __main__",
         "student_trainer": "stop seeds targets batch ranks data objective journal "
-        "student teacher evaluation evaluating record run exporting publishing stages "
+        "student teacher generating evaluation evaluating record run exporting publishing stages "
         "pipeline __main__",
         "control_plane": "runs tasks views readiness disk_space reading trainers teachers "
         "sweeps housekeeping observing plane api __main__",
-        "lectern_data": "read left_out document_split chats tokens write settings found prepare",
+        "lectern_data": "read left_out document_split chats tokens write settings found prepare "
+        "shown asking",
         "lectern": "console reconnect client options terminal local commands demo __main__",
     }.items()
 }

@@ -17,9 +17,9 @@ from control_plane.reading.logs.stream import log_events
 from control_plane.reading.logs.tail import tail
 from control_plane.reading.logs.whole import Unsatisfiable, WholeLog, range_of
 from control_plane.reading.metrics import is_long, read_many, read_thinned
-from control_plane.reading.samples import newest_samples
+from control_plane.reading.samples import newest_rollouts, newest_samples
 from control_plane.reading.streams import RunPosition, list_events, run_events
-from control_plane.views.readings import MetricsView, SamplesView
+from control_plane.views.readings import MetricsView, RolloutsView, SamplesView
 from lectern_common.json_lines import Position, position_of
 
 MAX_RECORDS = 5000
@@ -96,6 +96,21 @@ def get_samples(
     """Returns what student and teacher generated for the run's prompts at the last evaluations."""
     path = plane.folder(plane.runs.get(run_id)).samples_path
     return SamplesView(run_id=run_id, samples=newest_samples(path, limit))
+
+
+@router.get("/runs/{run_id}/rollouts", response_model=RolloutsView, responses=NOT_FOUND)
+def get_rollouts(
+    plane: Plane,
+    run_id: RunId,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 16,
+    before_step: Annotated[
+        int | None, Query(ge=0, le=10**12, description="Only those of earlier steps")
+    ] = None,
+) -> RolloutsView:
+    """Returns some of what the student wrote to learn from, with the teacher's judgement of it."""
+    path = plane.folder(plane.runs.get(run_id)).rollouts_path
+    rollouts, more = newest_rollouts(path, limit, before_step)
+    return RolloutsView(run_id=run_id, rollouts=rollouts, more=more)
 
 
 @router.get(

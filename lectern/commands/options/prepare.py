@@ -17,6 +17,15 @@ Output = Annotated[
     str,
     typer.Option(help="Name under the data root, or a folder (anything with a slash)."),
 ]
+Dataset = Annotated[
+    str,
+    typer.Argument(
+        help="Name under the data root, or a folder (anything with a slash).", show_default=False
+    ),
+]
+Documents = Annotated[
+    int, typer.Option(min=0, max=1000, help="How many of its first documents to show.")
+]
 TokenizerPath = Annotated[
     Path | None,
     typer.Option(help="The teacher's tokenizer.json, or the folder it is in.", show_default=False),
@@ -29,9 +38,22 @@ TrainTokenizer = Annotated[
         show_default=False,
     ),
 ]
+Prompts = Annotated[
+    bool,
+    typer.Option(
+        "--prompts",
+        help="Make a prompt set, for a student to continue: of each row the text under `prompt`, "
+        "or with --chat the chat without the assistant's messages at its end, up to where its next "
+        "one begins.",
+    ),
+]
 Eos = Annotated[
-    Literal["none", "between", "after"],
-    typer.Option(help="Put the end-of-text token after each document, between them, or nowhere."),
+    Literal["none", "between", "after"] | None,
+    typer.Option(
+        help="Put the end-of-text token after each document, between them, or nowhere "
+        "[default: after; none with --prompts].",
+        show_default=False,
+    ),
 ]
 EosToken = Annotated[
     str | None,
@@ -55,7 +77,18 @@ ValidationFraction = Annotated[
         help="Share of the text to hold out in OUTPUT-validation, in whole documents; 0 for none."
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed for choosing the held-out documents.")]
+HeldOut = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of the text to hold out in OUTPUT-validation, in whole documents; 0 for none "
+        "[default: 0.01; 0 with --prompts].",
+        show_default=False,
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="Seed for choosing the held-out documents [default: 0].", show_default=False),
+]
 Include = Annotated[
     list[str] | None,
     typer.Option(
@@ -73,7 +106,10 @@ Exclude = Annotated[
 ]
 TextField = Annotated[
     str | None,
-    typer.Option(help="Field of a row that holds its text [default: text].", show_default=False),
+    typer.Option(
+        help="Field of a row that holds its text [default: text; prompt with --prompts].",
+        show_default=False,
+    ),
 ]
 Chat = Annotated[
     bool,

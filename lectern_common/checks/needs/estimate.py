@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lectern_common.checks.needs.memory import ADAMW_BYTES, FLOAT32_BYTES, Computation, ModelShape
+from lectern_common.checks.needs.rollouts import longest_prompt
 from lectern_common.checks.rules import CUT, left_out_words
 from lectern_common.spec.run_spec import RunSpec
+from lectern_common.tokens.prompt_sets import PromptFacts
 from lectern_common.wire.formats import Widths
 from lectern_common.words import counted
 from protos import teacher_pb2
@@ -101,7 +103,8 @@ class Wire:
 
     Attributes:
         bytes_per_token: per position of an answer; `at_most` if it may be less.
-        bytes_per_step: of the answers for one step, if every position is asked.
+        bytes_per_step: of the answers for one step, if every position is asked; of rows that the
+            student writes, every one of their longest completions.
         head_bytes: of the output head, fetched once per machine; 0 except with `hidden`.
     """
 
@@ -117,8 +120,10 @@ class RunEstimate:
 
     Attributes:
         first_step: the step to resume from; everything below counts only the steps after it.
-        tokens_per_step: in all rows of a step, without padding; `tokens` counts all steps.
-        epochs: how often each training row is seen; None for synthetic data.
+        tokens_per_step: in all rows of a step, without padding; of rows that the student writes,
+            the most. `tokens` counts all steps.
+        epochs: how often each training row is seen; None for synthetic data, and if the student
+            writes all rows.
         wire: None without a teacher server, or if it or the student's vocabulary is unknown.
         teacher_tokens: tokens that the teacher scores, evaluations included; 0 from a record.
         teacher_hours: at the speed that the teacher has measured, without other clients and
@@ -151,6 +156,7 @@ def estimate_run(
     shape: ModelShape | None,
     vocab_size: int | None,
     first_step: int = 0,
+    prompts: PromptFacts | None = None,
 ) -> RunEstimate:
     """Returns the estimate, with None for what is unknown.
 
@@ -161,11 +167,18 @@ def estimate_run(
         shape: the student's; None if unknown.
         vocab_size: the student's; None if unknown.
         first_step: the step to resume from.
+        prompts: what is known of the run's prompt set.
     """
     rows_per_step, last = spec.batch.sequences_per_step, spec.schedule.steps
     steps = max(0, last - first_step)
     tokens_per_row = spec.data.seq_len * (1.0 if rows is None else rows.filled)
-    tokens_per_step = round(rows_per_step * tokens_per_row)
+    fraction = 0.0 if spec.rollout is None else spec.rollout.fraction
+    asked = tokens_per_step = rows_per_step * (1 - fraction) * tokens_per_row
+    if spec.rollout is not None:
+        written, longest = rows_per_step * fraction, longest_prompt(spec, prompts) or 0
+        tokens_per_step += written * (longest + spec.rollout.max_new_tokens)
+        asked += written * spec.rollout.max_new_tokens
+    tokens_per_step = round(tokens_per_step)
     teacher_tokens = 0
     if spec.asks_server:
         validation = spec.evaluation.max_sequences if rows is None else rows.validation
@@ -182,8 +195,8 @@ def estimate_run(
         first_step=first_step,
         tokens_per_step=tokens_per_step,
         tokens=steps * tokens_per_step,
-        epochs=None if rows is None else steps * rows_per_step / rows.training,
-        wire=_wire(spec, model, vocab_size, tokens_per_step),
+        epochs=steps * rows_per_step / rows.training if rows and spec.trains_on_data else None,
+        wire=_wire(spec, model, vocab_size, round(asked)),
         teacher_tokens=teacher_tokens,
         teacher_hours=teacher_tokens / speed / 3600 if spec.asks_server and speed > 0 else None,
         checkpoint_bytes=checkpoint,
@@ -238,6 +251,7 @@ def computation_of(
     chunk_tokens: int,
     *,
     on_cuda: bool,
+    longest_prompt: int = 0,
 ) -> Computation:
     """Returns how one device computes a micro-batch of the run.
 
@@ -247,7 +261,12 @@ def computation_of(
         vocab_size: the student's.
         chunk_tokens: the value that `objective.chunk_tokens: auto` has on the device.
         on_cuda: the device's kind.
+        longest_prompt: that the student continues, in tokens; 0 without rollouts.
     """
+    row_tokens = asked_tokens = spec.data.seq_len if spec.trains_on_data else 0
+    if spec.rollout is not None:
+        row_tokens = max(row_tokens, longest_prompt + spec.rollout.max_new_tokens)
+        asked_tokens = max(asked_tokens, spec.rollout.max_new_tokens)
     narrow = spec.student.dtype == "bfloat16" or (spec.student.dtype == "auto" and on_cuda)
     chosen = spec.objective.chunk_tokens
     head_bytes = answer_bytes = steps_ahead = 0
@@ -257,11 +276,11 @@ def computation_of(
             # On the CPU the head is converted to float32 once, for all products.
             held = widths if on_cuda else replace(widths, hidden_dtype="float32")
             head_bytes = held.head_bytes(has_bias=model.head_transform.has_bias)
-        answer_bytes = asked.row_bytes(widths) * spec.rows_per_device * spec.data.seq_len
+        answer_bytes = asked.row_bytes(widths) * spec.rows_per_device * asked_tokens
         steps_ahead = spec.teacher.prefetch_steps
     return Computation(
         sequences=spec.micro_batch,
-        seq_len=spec.data.seq_len,
+        seq_len=row_tokens,
         compute_bytes=2 if narrow else FLOAT32_BYTES,
         checkpointing=spec.device.activation_checkpointing,
         chunk_tokens=chunk_tokens if chosen == "auto" else chosen,
@@ -290,7 +309,7 @@ def _wire(
     return Wire(
         bytes_per_token=position_bytes,
         bytes_per_step=position_bytes * tokens_per_step,
-        at_most=asked.format.rows_differ,
+        at_most=asked.format.rows_differ or spec.rollout is not None,
         head_bytes=head,
     )
 

@@ -592,6 +592,26 @@ def test_samples_of_a_long_file_are_read_from_its_end(client, processes):
     assert samples[0]["student"] == "?" * 4096
 
 
+def test_rollouts_are_the_newest_or_those_before_a_step(client, processes):
+    run = started(client, processes)
+    address, path = f"/runs/{run['id']}/rollouts", processes.last().folder.rollouts_path
+    nothing = {"run_id": run["id"], "rollouts": [], "more": False}
+    assert client.get(address).json() == nothing
+    line = {"row": 0, "sample": 0, "prompt": "a", "prompt_ids": [1], "ids": [2], "end": None}
+    line |= {"text": "<b>\x1b[31m", "tokens": ["<b>\x1b[31m"], "kl": [0.5], "mean_kl": 0.5}
+    lines = [{"step": step, **line} for step in (1, 4, 9)]
+    for each in lines:
+        append_json_line(path, each)
+    assert client.get(address).json() == {**nothing, "rollouts": lines}
+    last = {**nothing, "rollouts": lines[2:], "more": True}
+    assert client.get(address, params={"limit": 1}).json() == last
+    before = client.get(address, params={"before_step": 9}).json()
+    assert before == {**nothing, "rollouts": lines[:2]}
+    for wrong in ({"limit": 0}, {"limit": 1001}, {"before_step": -1}):
+        assert client.get(address, params=wrong).status_code == 422
+    problem_of(client.get("/runs/no-such-run/rollouts"), 404, "not_found")
+
+
 def test_the_spec_is_yaml_with_every_default(client):
     run = create(client)
     text = client.get(f"/runs/{run['id']}/spec").text

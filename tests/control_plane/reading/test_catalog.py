@@ -6,7 +6,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from control_plane.reading.catalog import datasets, models, records
-from lectern_common.checks.rules import why_no_dataset
+from lectern_common.checks.rules import why_no_dataset, why_no_prompt_set
 
 MANIFEST = {
     "schema": "pretokenize-bin-v1",
@@ -37,6 +37,30 @@ def test_datasets_are_the_folders_with_a_manifest(tmp_path):
     assert good.problem is None
     assert (broken.path, broken.total_tokens) == ("broken", None)
     assert broken.problem and "manifest.json" in broken.problem
+
+
+def test_a_prompt_set_is_listed_as_one_and_not_offered_where_a_dataset_is_missing(tmp_path):
+    counted = {"document_count": 7, "documents_sha256": "c" * 64}
+    for path, more in (
+        ("chats", {"content": "chats", **counted}),
+        ("old-chats", {"mask_sha256": "d" * 64}),
+        ("old-text", {}),
+        ("prompts", {"content": "prompts", **counted}),
+    ):
+        (tmp_path / path).mkdir()
+        (tmp_path / path / "manifest.json").write_text(json.dumps(MANIFEST | more))
+    found = {view.path: (view.holds, view.document_count) for view in datasets(tmp_path)}
+    assert found == {
+        "chats": ("chats", 7),
+        "old-chats": ("chats", None),
+        "old-text": ("text", None),
+        "prompts": ("prompts", 7),
+    }
+    missing = tmp_path / "absent"
+    there = "there are: chats, old-chats, old-text"
+    assert why_no_dataset(tmp_path, "absent", missing).endswith(there)
+    assert why_no_prompt_set(tmp_path, "absent", missing).endswith("there are: prompts")
+    assert "not a prompt set" in why_no_prompt_set(tmp_path, ".", tmp_path)
 
 
 def test_records_are_listed_by_themselves_and_not_as_datasets(tmp_path):

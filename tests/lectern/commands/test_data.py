@@ -46,7 +46,7 @@ def test_defaults_are_those_of_the_settings():
 
     shared = set_here.keys() & defaults.keys()
     assert {name: set_here[name] for name in shared} == {name: defaults[name] for name in shared}
-    assert len(shared) == 8
+    assert len(shared) == 5
 
 
 def test_a_small_text_gives_fewer_tokens_than_asked_for_and_says_so(lectern, texts, tmp_path):
@@ -354,3 +354,120 @@ def test_names_of_files_cannot_write_on_the_terminal(lectern, texts, tmp_path):
 
     assert "  texts/\\x1b[2J\\nerror: gone.csv: a table" in ended.err
     assert "  texts/[red].csv: a table" in ended.err and "\x1b" not in ended.err
+
+
+def prompts_of(lectern, tmp_path, rows, *options):
+    _, tokenizer = chats_with_tokenizer(tmp_path / "chats")
+    source = tmp_path / "rows.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)))
+    common = ("--prompts", "--tokenizer", tokenizer, "--output", tmp_path / "set")
+    return lectern("data", "prepare", source, *common, *options)
+
+
+def test_prompts_are_counted_with_the_longest_and_nothing_is_held_out(lectern, tmp_path):
+    ended = prompts_of(lectern, tmp_path, [{"prompt": "abc"}, {"prompt": "abcdefgh"}])
+
+    assert ended.code == 0
+    assert ended.out.startswith(
+        f"{tmp_path}/set: 2 prompts with 11 tokens, 5.5 on average, the longest 8; 1 shard\n"
+        "no token begins a prompt: "
+    )
+    assert "ends in" not in ended.out and not (tmp_path / "set-validation").exists()
+    manifest = json.loads((tmp_path / "set/manifest.json").read_text())
+    assert manifest["content"] == "prompts" and manifest["eos_policy"] == "none"
+
+
+def test_prompts_of_chats_are_told_as_json(lectern, tmp_path):
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}
+    ended = prompts_of(lectern, tmp_path, [row], "--chat", "--json")
+
+    told = json.loads(ended.out)
+    assert told["longest_prompt"] == told["training"]["tokens"] > len("Hi")
+    assert told["training"]["learnt_tokens"] == 0
+    assert told["chat_shares"] == [] and told["validation"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--seed", "0"), "--seed does not fit --prompts"),
+        (("--validation-fraction", "0.1"), "--validation-fraction does not fit --prompts"),
+        (("--eos-policy", "after"), "--eos-policy after does not fit --prompts"),
+        (("--eos-token", "</s>"), "--eos-token does not fit --prompts"),
+        (("--bos-policy", "row"), "--bos-policy row does not fit --prompts"),
+        (("--seq-length-hint", "8"), "--seq-length-hint does not fit --prompts"),
+        (("--train-tokenizer", "300"), "set exactly one of|does not fit --prompts"),
+        (("--messages-field", "prompt"), "--messages-field has no effect without --chat"),
+    ],
+)
+def test_options_that_do_nothing_for_prompts_are_refused(lectern, tmp_path, options, why):
+    ended = prompts_of(lectern, tmp_path, [{"prompt": "abc"}], *options)
+
+    assert ended.code == 2 and re.search(why, ended.err)
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "why"),
+    [
+        ({"messages": []}, (), "add --chat to read chats"),
+        ({"text": "a"}, (), "set --text-field"),
+        ({"prompt": [{"role": "user", "content": "a"}]}, (), "add --chat --messages-field prompt"),
+        ({"prompt": "a"}, ("--chat",), "set --messages-field"),
+        ({"prompt": "a"}, ("--text-field", "question"), "has no text under 'question'"),
+    ],
+)
+def test_rows_without_the_field_name_what_to_set(lectern, tmp_path, row, options, why):
+    ended = prompts_of(lectern, tmp_path, [row], *options)
+
+    assert ended.code == 2 and why in ended.err
+
+
+def test_a_prompt_set_is_shown_with_where_its_prompts_end(lectern, tmp_path):
+    rows = [{"prompt": "x" * 70 + "the end"}, {"prompt": "a\nb\x1b[31m"}, {"prompt": "c"}]
+    prompts_of(lectern, tmp_path, rows)
+
+    shown = lectern("data", "show", tmp_path / "set", "--documents", "2")
+
+    assert shown.code == 0
+    first, counts, vocabulary, edges, *texts = shown.out.splitlines()
+    assert first == f"{tmp_path}/set: a prompt set"
+    assert counts == "3 prompts, 28.7 tokens on average, the longest 77; 86 tokens in 1 shard"
+    assert vocabulary.startswith("vocabulary of 261 tokens, tokenizer sha256 ")
+    assert edges == "no token begins a prompt; no token is put behind a prompt"
+    assert texts == [f"   0  '... {'x' * 57}the end'", r"   1  'a\nb\x1b[31m'"]
+
+
+def test_a_dataset_is_shown_with_how_its_documents_begin(lectern, texts, tmp_path):
+    prepare(lectern, texts, "--output", tmp_path / "data", "--shard-tokens", "7")
+
+    told = json.loads(lectern("data", "show", tmp_path / "data", "--json").out)
+
+    manifest = json.loads((tmp_path / "data/manifest.json").read_text())
+    assert (told["holds"], told["documents"]) == ("text", manifest["document_count"])
+    assert told["tokens"] == manifest["total_tokens"] and told["chats"] is None
+    assert told["longest"] == len("text number 0\n") * 20 + 1
+    assert len(told["texts"]) == 3
+    for text in told["texts"]:
+        assert re.fullmatch(r"(text number \d\n){4}text num \.\.\.", text)
+
+
+def test_chats_are_counted_apart_from_their_sequences(lectern, tmp_path):
+    source, tokenizer = chats_with_tokenizer(tmp_path / "chats")
+    options = ("--chat", "--tokenizer", tokenizer, "--output", tmp_path / "set")
+    rest = ("--validation-fraction", "0", "--max-fault-fraction", "0.2")
+    lectern("data", "prepare", source, *options, *rest)
+
+    shown = lectern("data", "show", tmp_path / "set", "--documents", "0")
+
+    assert ": a dataset of chats\n11 sequences of 11 chats, " in shown.out
+    assert len(shown.out.splitlines()) == 4
+
+
+def test_what_is_no_dataset_is_not_shown(lectern, tmp_path):
+    missing = lectern("data", "show", tmp_path / "absent")
+    assert missing.code == 3 and "no dataset at" in missing.err
+    (tmp_path / "record").mkdir()
+    (tmp_path / "record/manifest.json").write_text('{"schema": "lectern-record-v1"}')
+    refused = lectern("data", "show", tmp_path / "record")
+    assert refused.code == 2 and "is a record of a teacher, not a dataset" in refused.err

@@ -55,6 +55,15 @@ name: b
 teacher: {address: "127.0.0.1:1", representation: sampled, num_draws: 7}
 student: {config: tiny}
 data: {path: text, seq_len: 8, validation_path: held-out}
+rollout: {fraction: 0.25, prompts: questions, max_new_tokens: 9, temperature: 0.5, top_p: 0.5,
+  top_k: 7, samples_per_prompt: 2, stale_steps: 1, engine: local, keep: false}
+""",
+    """
+name: f
+teacher: {address: "127.0.0.1:1"}
+student: {config: tiny}
+data: {path: text, seq_len: 8}
+rollout: {fraction: 0.5, prompt_tokens: 3}
 """,
     """
 name: e
@@ -137,6 +146,7 @@ def test_the_command_line_takes_every_option(lectern, tmp_path, monkeypatch) -> 
         absent_sections = {
             "teacher",
             "student.lora",
+            "rollout",
             "evaluation.code",
             "evaluation.lm_eval",
         }

@@ -245,6 +245,20 @@ def test_data_shorter_than_a_row_is_refused(ready):
     ]
 
 
+@pytest.mark.parametrize("field", ["path", "validation_path"])
+def test_a_prompt_set_is_refused_as_data_by_field(ready, field):
+    write_dataset(ready.data / "prompts", ["a", "b"])
+    path = ready.data / "prompts/manifest.json"
+    more = {"content": "prompts", "document_count": 1, "documents_sha256": "0" * 64}
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+
+    data = {"path": "text", "seq_len": 8, field: "prompts"}
+    error = first_error(spec(data=data), ready)
+
+    assert fields(error) == [f"data.{field}"]
+    assert "is a prompt set" in str(error) and "rollout.prompts" in str(error)
+
+
 def test_a_truncated_shard_is_refused(ready):
     (ready.data / "text/shard-00000.bin").write_bytes(b"1234")
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from lectern_data.read.chat_rows import chat_json
 from lectern_data.read.rows import Content
 from lectern_data.read.unusable import UnusableError
 
@@ -177,3 +178,50 @@ def test_arguments_that_are_text_but_not_json_are_refused(text: str, under: str)
 def test_arguments_that_are_json_stay_as_written(given: object) -> None:
     messages = calling(content="", tool_calls=[{"function": {"name": "f", "arguments": given}}])
     assert read({"messages": messages}) == messages
+
+
+@pytest.mark.parametrize(
+    ("roles", "kept"),
+    [
+        ("ua", "u"),
+        ("u", "u"),
+        ("sua", "su"),
+        ("uaua", "uau"),
+        ("uau", "uau"),
+        ("uaa", "u"),
+        ("uata", "uat"),
+    ],
+)
+def test_a_prompt_is_what_stands_before_the_assistants_last_messages(roles: str, kept: str) -> None:
+    names = {"u": "user", "a": "assistant", "s": "system", "t": "tool"}
+    messages = [{"role": names[role], "content": str(at)} for at, role in enumerate(roles)]
+    found = json.loads(chat_json({"chat": json.dumps(messages)}, "chat", is_prompt=True))
+    assert found == messages[: len(kept)]
+
+
+def test_a_prompt_keeps_what_stands_beside_the_messages() -> None:
+    row = {"messages": [QUESTION, ANSWER], "tools": [{"name": "f"}], "loud": True}
+    found = json.loads(chat_json(row, "messages", ("loud",), is_prompt=True))
+    assert found == {"messages": [QUESTION], "tools": [{"name": "f"}], "arguments": {"loud": True}}
+
+
+def test_an_answer_that_is_not_kept_may_lack_its_content() -> None:
+    row = {"messages": [QUESTION, {"role": "assistant", "content": None}]}
+    assert json.loads(chat_json(row, "messages", is_prompt=True)) == [QUESTION]
+
+
+@pytest.mark.parametrize(
+    ("messages", "why"),
+    [
+        ([ANSWER], "speaks only before anything is asked"),
+        ([ANSWER, ANSWER], "speaks only before anything is asked"),
+        ([], "has no messages under 'messages'"),
+        (None, "has no messages under 'messages'"),
+        ("hello", "has no messages under 'messages'"),
+        ([{"content": "?"}, ANSWER], "message 1 has no text under 'role'"),
+        ([QUESTION, "x"], "message 2 has no text under 'role'"),
+    ],
+)
+def test_what_is_no_prompt_says_why(messages: Any, why: str) -> None:
+    with pytest.raises(UnusableError, match=why):
+        chat_json({"messages": messages}, "messages", is_prompt=True)

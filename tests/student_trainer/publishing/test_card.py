@@ -96,6 +96,19 @@ def test_the_card_of_a_distilled_student_names_teacher_and_objective_but_not_its
         assert secret not in card
 
 
+def test_the_card_says_which_rows_the_student_wrote(own):
+    for fraction, share in ((1, "wrote all rows"), (0.25, "wrote 25% of the rows")):
+        spec = parse_spec(
+            {
+                **own.folder.read_spec().model_dump(mode="json"),
+                "teacher": {},
+                "objective": {"alpha": 0},
+                "rollout": {"fraction": fraction, "prompt_tokens": 1},
+            }
+        )
+        assert share in card_text(facts_of(own, spec=spec))
+
+
 def test_a_base_on_the_hub_is_named_with_its_commit(own):
     base = Base("them/base", "them/base", "abc123", {"license": "mit"}, {})
     card = card_text(facts_of(own, base=base))

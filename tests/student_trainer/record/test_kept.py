@@ -14,7 +14,10 @@ from lectern_common.errors import InvalidSpec
 from lectern_common.run.status import RunState
 from lectern_common.teacher.record.manifest import read_record_manifest
 from lectern_common.teacher.record.reader import require_intact_record
+from student_trainer.record.kept import KeepingTeacher
 from student_trainer.stop import Stop
+from student_trainer.targets import for_new_texts
+from student_trainer.teacher.local import FixtureTeacher
 from tests.student_trainer.record.test_recorded_runs import (
     AT_TWO,
     bytes_of,
@@ -38,6 +41,12 @@ KINDS: list[dict[str, Any]] = [
     {"representation": "top_k", "top_k": 5},
     {"representation": "sampled", "num_draws": 9},
 ]
+
+
+def test_answers_about_new_texts_are_not_kept():
+    """They are of texts that the student wrote, and a record is of the run's data."""
+    teacher = FixtureTeacher(VOCAB_SIZE)
+    assert for_new_texts(KeepingTeacher(teacher, None)) is teacher
 
 
 @pytest.fixture(scope="module")

@@ -243,4 +243,4 @@ class LateFuture(Future[TeacherTargets]):
 
 def test_an_answer_that_comes_as_the_wait_times_out_is_not_an_error() -> None:
     with prefetch(marked) as ahead:
-        assert len(ahead.wait_for(LateFuture())) == 1
+        assert len(ahead._asking.wait_for(LateFuture())) == 1

@@ -27,8 +27,15 @@ from lectern_models.logits.output_head import OutputHead
 from lectern_models.logits.sampled import draw, uniforms
 from protos import teacher_pb2 as pb
 from student_trainer.stop import Stop, StopRequested
-from student_trainer.targets import DenseTargets, HiddenTargets, SampledTargets, TopKTargets
+from student_trainer.targets import (
+    DenseTargets,
+    HiddenTargets,
+    SampledTargets,
+    TopKTargets,
+    for_new_texts,
+)
 from student_trainer.teacher.calls import TeacherCalls
+from student_trainer.teacher.local import FixtureTeacher
 from student_trainer.teacher.remote import RemoteTeacher
 from tests.support.training.wire_teacher import (
     Serving,
@@ -167,6 +174,25 @@ def test_only_the_asked_positions_are_answered(serving: Serving, tmp_path: Path)
     assert isinstance(targets, DenseTargets)
     np.testing.assert_array_equal(targets.logits_NV.numpy(), oracle(serving)[[1, 2, 4]])
     assert serving.teacher.requests[0].positions == pb.POSITIONS_MASK
+
+
+def test_new_texts_are_asked_about_as_such_and_answered_the_same(
+    serving: Serving, tmp_path: Path
+) -> None:
+    serving.teacher.model.limits.max_sequences = 2  # several requests
+    with remote(serving, tmp_path) as teacher:
+        teacher.connect()
+        usual = dense(teacher)
+        new = for_new_texts(teacher).score(SEQUENCES, EVERY, DENSE, 2.0)
+    assert isinstance(new, DenseTargets)
+    assert np.array_equal(new.logits_NV.numpy(), usual)
+    said = [request.comes_once for request in serving.teacher.requests]
+    assert said == [False] * 2 + [True] * 2
+
+
+def test_teachers_without_a_cache_are_asked_about_new_texts_as_ever() -> None:
+    fixture = FixtureTeacher(30)
+    assert for_new_texts(fixture) is fixture
 
 
 def test_logits_for_batch_gives_last_positions(serving: Serving, tmp_path: Path) -> None:

@@ -283,6 +283,13 @@ def test_a_vocab_size_beyond_the_head_is_refused(vocab_size: int) -> None:
     assert caught.value.field == "vocab_size"
 
 
+def test_texts_come_again_unless_the_client_says_that_they_do_not() -> None:
+    message = request([[1, 2]])
+    assert not scoring_request(message, FACTS, LIMITS).comes_once
+    message.comes_once = True
+    assert scoring_request(message, FACTS, LIMITS).comes_once
+
+
 def test_limits_themselves_are_allowed() -> None:
     message = request([list(range(16)), [1, 2], [3], [4]], "top_k", top_k=20, run_id="a" * 63)
     message.request_id = "~" * 64

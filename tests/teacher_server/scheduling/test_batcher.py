@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -387,6 +388,71 @@ def test_a_second_epoch_comes_from_the_cache_in_every_representation() -> None:
         assert (queue.cache.hits, queue.cache.misses) == (5, 3)
 
     run(scenario())
+
+
+def once(request: ScoringRequest) -> ScoringRequest:
+    return replace(request, comes_once=True)
+
+
+def test_texts_that_come_once_neither_fill_nor_empty_the_cache() -> None:
+    async def scenario() -> None:
+        engine = HiddenEngine()
+        cache = Cache(3 << 10)  # room for three sequences
+        async with running(engine, size=64, cache=cache) as queue:
+            kept = await through(queue, asks(1, 2, 3, kind=HIDDEN))
+            before = (cache.used_bytes, cache.evictions)
+            for token in range(10, 30):
+                await through(queue, once(asks(token, kind=HIDDEN, run="run-2")))
+            assert (cache.used_bytes, cache.evictions) == before
+            forwards = len(engine.forwards)
+            again = await through(queue, asks(1, 2, 3, kind=HIDDEN))
+            assert len(engine.forwards) == forwards
+            assert [rows.payload for rows in again] == [rows.payload for rows in kept]
+            # Asked again nevertheless, they are computed again, and answered the same.
+            (first,) = await through(queue, once(asks(1, kind=HIDDEN, run="run-2")))
+            assert len(engine.forwards) == forwards + 1
+            assert first.payload == kept[0].payload
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("once_first", [True, False])
+def test_a_text_that_another_run_asks_for_too_is_kept(once_first: bool) -> None:
+    async def scenario() -> None:
+        engine = HiddenEngine(gated=True)
+        cache = Cache(1 << 20)
+        async with running(engine, size=32, cache=cache) as queue:
+            both = [once(asks(7, kind=HIDDEN, run="run-2")), asks(7, kind=HIDDEN)]
+            calls = [
+                asyncio.create_task(through(queue, request))
+                for request in (both if once_first else both[::-1])
+            ]
+            await until(lambda: engine.forwards == [[7]])
+            engine.allow(1)
+            first, second = await asyncio.gather(*calls)
+            assert first[0].payload == second[0].payload
+            assert len(await through(queue, asks(7, kind=HIDDEN, run="run-3"))) == 1
+        assert engine.forwards == [[7]]
+
+    run(scenario())
+
+
+def test_texts_that_come_once_are_charged_as_others_are() -> None:
+    async def scenario(comes_once: bool) -> tuple[float, int, int]:
+        engine = HiddenEngine()
+        accounting = Accounting(Clock())
+        with ThreadPoolExecutor(1) as model_thread:
+            queue = queue_of(engine, model_thread, accounting, 32, cache=Cache(1 << 20))
+            loop = asyncio.create_task(queue.run())
+            request = replace(asks(1, 2, 3, kind=HIDDEN), comes_once=comes_once)
+            await through(queue, request)
+            loop.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await loop
+        account = accounting.runs["run-1"]
+        return account.tokens, account.cache_misses, account.cache_hits
+
+    assert asyncio.run(scenario(True)) == asyncio.run(scenario(False)) == (6, 3, 0)
 
 
 def test_a_cached_answer_does_not_wait_for_the_forward_that_is_running() -> None:

@@ -22,9 +22,12 @@ export async function loadSuggestions(form) {
   const usable = models.filter(({ problem }) => problem === null);
   suggest("student.init", usable.filter((model) => model.has_weights).map(({ path }) => path));
   suggest("student.config", usable.map(({ path }) => path));
-  const paths = datasets.filter(({ problem }) => problem === null).map(({ path }) => path);
-  suggest("data.path", paths);
-  suggest("data.validation_path", paths);
+  const readable = datasets.filter(({ problem }) => problem === null);
+  const [prompts, texts] = [true, false].map((are) =>
+    readable.filter(({ holds }) => (holds === "prompts") === are).map(({ path }) => path));
+  suggest("data.path", texts);
+  suggest("data.validation_path", texts);
+  suggest("rollout.prompts", prompts);
   suggest("teacher.address", teachers.map(({ address }) => address));
   const whole = records.filter(({ problem }) => problem === null);
   suggest("teacher.record", whole.map(({ path }) => path));

@@ -78,6 +78,7 @@ function actionsOf({ id, ...run }) {
     [!isIdle, "Log that follows", lectern(`logs ${id} --follow`), curl("/log/stream", "-N ")],
     [true, "Whole log", "", curl("/log", "-o trainer.log ")],
     [true, "Samples", lectern(`samples ${id}`), curl("/samples")],
+    ["rollout.fraction" in run.settings, "Rollouts", "", curl("/rollouts")],
     [true, "Spec as YAML", lectern(`show ${id}`), curl("/spec", "-o run.yaml ")],
     [isIdle && !goesOn, "Delete", lectern(`delete ${id}`), curl("", "-X DELETE ")],
   ];

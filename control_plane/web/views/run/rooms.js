@@ -5,6 +5,7 @@
 import { CheckpointsRoom } from "./checkpoints.js";
 import { CommandsRoom } from "./commands.js";
 import { LogRoom } from "./log.js";
+import { RolloutsRoom } from "./rollouts.js";
 import { SamplesRoom } from "./samples.js";
 import { SettingsRoom } from "./settings.js";
 import { TimelineRoom } from "./timeline.js";
@@ -38,6 +39,12 @@ export const ROOMS = [
   { name: "timeline", label: "Timeline", make: () => new TimelineRoom() },
   { name: "tasks", label: "Tasks", make: () => new TasksRoom() },
   { name: "samples", label: "Samples", make: () => new SamplesRoom() },
+  {
+    name: "rollouts",
+    label: "Rollouts",
+    make: () => new RolloutsRoom(),
+    isFor: ({ settings }) => "rollout.fraction" in settings,
+  },
   { name: "checkpoints", label: "Checkpoints", make: () => new CheckpointsRoom() },
   { name: "settings", label: "Settings", make: () => new SettingsRoom() },
   { name: "log", label: "Log", make: () => new LogRoom() },

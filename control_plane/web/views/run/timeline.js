@@ -72,6 +72,8 @@ const WORDS = new Map([
   )]],
   ["step_skipped", (details) => ["Step skipped", `${stepOf(details)}; ${NOT_FINITE}`]],
   ["teacher_bound", (_details, message) => ["Slowed by its teacher", sentence(message)]],
+  ["writing_bound", (_details, message) => ["Slowed by writing", sentence(message)]],
+  ["never_ends", (_details, message) => ["Texts never end", sentence(message)]],
 ]);
 
 const PAGE = 200; // of GET /runs/ID/history, at most

@@ -1,0 +1,135 @@
+"""Asks for many answers at once, again and again where that may help."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+
+from lectern_common.errors import TeacherUnavailable
+from lectern_data.asking.answer import Answer, RefusedError, TryAgainError
+from lectern_data.asking.requests import Request
+
+# So often a request may fail while the server answers others.
+MAX_TRIES = 5
+_FIRST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 30.0
+
+Ask = Callable[[Request], Awaitable[Answer]]
+
+
+class Asking:
+    """Asks a server, with what is known of it so far.
+
+    An outage begins with the first request that fails, and ends with the next reply to any. A
+    server that has never been reached is not waited for: its address may be wrong.
+
+    Args:
+        ask: makes one request once; see Server.ask.
+        outage_seconds: how long an outage may last.
+        say: told that the server is away and for how long that is borne, and that it is back.
+        clock: as time.monotonic.
+        sleep: as asyncio.sleep.
+
+    Attributes:
+        retries: how often a request was made again.
+    """
+
+    def __init__(
+        self,
+        ask: Ask,
+        outage_seconds: float,
+        say: Callable[[str], None] = lambda sentence: None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.retries = 0
+        self._ask = ask
+        self._outage_seconds = outage_seconds
+        self._say = say
+        self._clock = clock
+        self._sleep = sleep
+        self._has_replied = False
+        self._failing_since: float | None = None
+        self._is_told = False
+
+    async def answer(self, request: Request, max_tries: int = MAX_TRIES) -> Answer:
+        """Returns the answer to a request, asking until there is one.
+
+        Raises:
+            RefusedError: there will be none.
+            TryAgainError: it has failed `max_tries` times, although the server is there.
+            TeacherUnavailable: the server has been away for too long, or was never there.
+            NotOfferedError, LecternError: see Server.ask.
+        """
+        tries, pause = 0, _FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                answer = await self._ask(request)
+            except TryAgainError as error:
+                tries += not error.is_away
+                if tries >= max_tries:
+                    raise
+                self._fail(error)
+                self.retries += 1
+                await self._sleep(max(pause, error.after_seconds))
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            except RefusedError:
+                self._reply()
+                raise
+            else:
+                self._reply()
+                return answer
+
+    async def every(
+        self,
+        requests: Iterator[Request],
+        at_once: int,
+        on_answer: Callable[[Request, Answer], None],
+        on_none: Callable[[Request, RefusedError | TryAgainError], None],
+    ) -> None:
+        """Makes all requests, `at_once` of them at a time, and hands on what comes of each.
+
+        After an error the requests under way are given up.
+
+        Raises:
+            TeacherUnavailable, NotOfferedError, LecternError: see `answer`.
+        """
+
+        async def work() -> None:
+            for request in requests:
+                try:
+                    answer = await self.answer(request)
+                except (RefusedError, TryAgainError) as error:
+                    on_none(request, error)
+                else:
+                    on_answer(request, answer)
+
+        workers = [asyncio.ensure_future(work()) for _ in range(at_once)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    def _fail(self, error: TryAgainError) -> None:
+        """Raises TeacherUnavailable unless there is time for another try."""
+        if error.is_unreached and not self._has_replied:
+            raise TeacherUnavailable(f"{error}; is the server running, and is --from its address?")
+        now = self._clock()
+        if self._failing_since is None:
+            self._failing_since = now
+        if now - self._failing_since >= self._outage_seconds:
+            raise TeacherUnavailable(
+                f"{error}. No reply for {self._outage_seconds:g} s (--outage-seconds)"
+            )
+        if error.is_away and not self._is_told:
+            self._is_told = True
+            self._say(f"{error}; trying again for up to {self._outage_seconds:g} s")
+
+    def _reply(self) -> None:
+        self._has_replied = True
+        self._failing_since = None
+        if self._is_told:
+            self._is_told = False
+            self._say("the server answers again")

@@ -1,0 +1,1 @@
+"""Rollouts: rows of a step that the student writes, the teacher scores and the student learns."""
