@@ -24,8 +24,7 @@ side.
     |   `-- TeacherOutOfMemory
     |-- TeacherUnavailable    no answer from the teacher; the same request may succeed later
     |-- HubUnavailable        no answer from the model hub; the same request may succeed later
-    |-- Diverged              the loss or the gradient is no longer finite
-    |   `-- NonFinite         the logits are not, so a model can write nothing
+    |-- Diverged              loss, gradient or logits are no longer finite
     |-- CorruptData           stored bytes are not what was written
     |   `-- DataUnavailable   a run's data changed, or can no longer be read
     |-- DiskFull              no space left for a checkpoint or a record
@@ -229,15 +228,9 @@ class HubUnavailable(LecternError):
 
 
 class Diverged(LecternError):
-    """Loss or gradient stopped being finite; the message names the last good checkpoint."""
+    """Loss, gradient or logits stopped being finite; the message says where a run can go on."""
 
     reason = "diverged"
-
-
-class NonFinite(Diverged):
-    """A model's logits are nan or infinite while it writes; its weights have diverged."""
-
-    reason = "non_finite"
 
 
 class CorruptData(LecternError):

@@ -42,7 +42,7 @@ def raw_bits(key: Key, numbers: tuple[int, ...], count: int) -> npt.NDArray[np.u
 
 
 def uniforms(key: Key, numbers: tuple[int, ...], count: int) -> npt.NDArray[np.float64]:
-    """Returns `count` random numbers in [0, 1); the first ones are the same for any count."""
+    """Returns `count` numbers in [0, 1), the first of them the same for any count."""
     return np.asarray((raw_bits(key, numbers, count) >> np.uint64(11)) * 2.0**-53)
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -86,6 +87,15 @@ class TakenCheckpoint:
         names = ("kind", "path", "validation_path", "seq_len")
         return all(getattr(spec.data, name) == getattr(self.begun.data, name) for name in names)
 
+    def keeps_rollouts(self, spec: RunSpec) -> bool:
+        """Returns whether the student of a spec would write the same rows, in the same places."""
+
+        def written(one: RunSpec) -> Any:
+            rollout = one.rollout and one.rollout.model_dump(exclude={"keep"})
+            return rollout, one.seed, one.batch.sequences_per_step
+
+        return self.keeps_rows(spec) and bool(written(spec) == written(self.begun))
+
 
 @contextmanager
 def taken(source: RunFolder, step: int | None) -> Iterator[TakenCheckpoint]:
@@ -128,10 +138,10 @@ def complete(
     path = checkpoint_path(folder.checkpoints_path, source.step)
     with _full_disk_named(source.run_id):
         try:
-            state = verified_state(path, left_out=(ROLLOUTS_NAME,))
+            state = verified_state(path)
             manifest = json.loads((path / MANIFEST_NAME).read_bytes())
-            # Its student writes its own: what was written may be of other prompts or settings.
-            manifest["files"].pop(ROLLOUTS_NAME, None)
+            if not taken.keeps_rollouts(spec) and manifest["files"].pop(ROLLOUTS_NAME, None):
+                (path / ROLLOUTS_NAME).unlink()
             resolved = spec.model_dump(mode="json")
             forked = forked_state(state, asdict(source), resolved, teacher, packs_chats)
             for name in (STATE_NAME, MANIFEST_NAME):
@@ -256,6 +266,8 @@ def _linked(source: Path, target: Path) -> bool:
     Raises:
         CorruptData: it is still there, but lacks a file.
     """
+    with suppress(FileNotFoundError):  # not every checkpoint has it; the manifest tells
+        _link(source / ROLLOUTS_NAME, target / ROLLOUTS_NAME)
     for name in FILE_NAMES:
         try:
             _link(source / name, target / name)

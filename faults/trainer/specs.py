@@ -57,6 +57,7 @@ _REFUSED: dict[str, dict[str, Any]] = {
     "data.long_chats": {**_SHARDS, "data.long_chats": "drop"},
     "data.attention_across_documents": {**_SHARDS, "data.attention_across_documents": False},
     "data.max_bad_rows_fraction": {"data.max_bad_rows_fraction": 0.5},
+    "rollout": {"rollout": {"fraction": 0.5, "prompt_tokens": 4}},
     "objective.alpha": {"objective.alpha": 0.5},
     "objective.temperature": {"objective.temperature": 3.0},
     "objective.divergence": {"objective.divergence": "reverse_kl"},
@@ -259,11 +260,11 @@ def _value(data: Mapping[str, Any], name: str) -> Any:
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> set[str]:
-    """Returns the dotted names of all fields; `lora`, which may be absent, counts as one."""
+    """Returns the dotted names of all fields; a section that may be absent counts as one."""
     names: set[str] = set()
     for name, field in model.model_fields.items():
         section = next(_sections_of(field.annotation), None)
-        if section is None or name == "lora":
+        if section is None or name in ("lora", "rollout"):
             names.add(prefix + name)
         else:
             names |= _fields(section, f"{prefix}{name}.")

@@ -6,7 +6,7 @@ control plane makes a new run of one (control_plane/runs/forking.py).
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ OPTIMIZER_NAME = "optimizer.safetensors"
 ROLLOUTS_NAME = "rollouts.safetensors"
 STATE_NAME = "state.json"
 MANIFEST_NAME = "manifest.json"
-# Those of every checkpoint.
+# Those of every checkpoint; some have ROLLOUTS_NAME too.
 FILE_NAMES = (MODEL_NAME, OPTIMIZER_NAME, STATE_NAME, MANIFEST_NAME)
 _LOSSES = ("train_loss", "total_loss", "ce_loss", "kl_loss", "val_loss")
 # In the state of a checkpoint that another run has written; the fork's own have none.
@@ -33,14 +33,10 @@ def checkpoint_path(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step:08d}"
 
 
-def verified_state(path: Path, left_out: Collection[str] = ()) -> dict[str, Any]:
+def verified_state(path: Path) -> dict[str, Any]:
     """Returns the state in a checkpoint whose files all match their sizes and hashes.
 
     Reads every byte.
-
-    Args:
-        path: the checkpoint's folder.
-        left_out: names of files that are not looked at.
 
     Raises:
         CorruptData: a file does not match, or is missing.
@@ -51,8 +47,6 @@ def verified_state(path: Path, left_out: Collection[str] = ()) -> dict[str, Any]
         if missing:
             raise CorruptData(f"the manifest of {path} does not list {min(missing)}")
         for name, facts in files.items():
-            if name in left_out:
-                continue
             if (path / name).stat().st_size != facts["bytes"]:
                 raise CorruptData(f"{path / name} does not have {facts['bytes']} bytes")
             if sha256_of(path / name) != facts["sha256"]:

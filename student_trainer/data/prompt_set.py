@@ -13,6 +13,7 @@ import numpy as np
 import structlog
 
 from lectern_common.checks.compatibility import require_data_fits
+from lectern_common.checks.needs.rollouts import why_no_beginnings
 from lectern_common.checks.rules import named_rows
 from lectern_common.errors import Incompatible, InvalidSpec
 from lectern_common.tokens.prompt_sets import prompt_lengths, prompt_starts, read_prompt_manifest
@@ -125,20 +126,10 @@ def prompts_of_rows(rows: Rows, prompt_tokens: int) -> PromptSet:
         InvalidSpec: rows are shorter, hold chats, or keep their documents apart, so that their
             first tokens may be of several texts.
     """
-    why = None
+    apart = len(rows) > 0 and rows.position_ids(0) is not None
+    why = why_no_beginnings(is_chats=isinstance(_whole(rows), ChatRows), apart=apart)
     if not 1 <= prompt_tokens <= rows.seq_len:
         why = f"{prompt_tokens} is not from 1 to data.seq_len {rows.seq_len}"
-    elif isinstance(_whole(rows), ChatRows):
-        why = (
-            "is for text, and the data holds chats; make prompts of them with `lectern data "
-            "prepare --prompts --chat`, and name these in rollout.prompts"
-        )
-    elif len(rows) and rows.position_ids(0) is not None:
-        why = (
-            "takes the first tokens of a row, which may be of several documents, but "
-            "data.attention_across_documents false keeps these apart; set it to true, or name a "
-            "prompt set in rollout.prompts"
-        )
     if why is not None:
         raise InvalidSpec([("rollout.prompt_tokens", why)])
     return PromptSet(

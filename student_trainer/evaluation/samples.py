@@ -7,8 +7,6 @@
 Decoding is greedy, so that equal models write the same text. The teacher does not change, so each
 trainer process asks it only once: in a thread, one token of all prompts per request. The loop waits
 for it only at the last evaluation.
-
-Legend: B sequences, S tokens, D hidden size.
 """
 
 import threading
@@ -18,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lectern_common.errors import InvalidSpec
 from lectern_common.files import fsync
@@ -30,15 +26,18 @@ from lectern_common.tokens.tokenizer_files import complete_tokenizer, read_token
 from lectern_common.wire.formats import Representation
 from lectern_models.continuation import greedy_continuations
 from lectern_models.loading import max_positions
-from lectern_models.logits.output_head import OutputHead
 from protos import teacher_pb2
 from student_trainer.data.select import Data
+from student_trainer.generating.generator import written
+from student_trainer.generating.prompt import Prompt
+from student_trainer.generating.sampling import Sampling
 from student_trainer.journal.disk_full import disk_full_as_error
+from student_trainer.ranks.sharding import whole_weights
 from student_trainer.ranks.world import Ranks
 from student_trainer.stop import SLICE_SECONDS, Stop, StopRequested
 from student_trainer.student.ends import edges_of
 from student_trainer.student.load import LoadedStudent
-from student_trainer.student.student import Student
+from student_trainer.student.student import CausalStudent, Student
 from student_trainer.targets import TargetsProvider, TopKTargets
 
 Line = dict[str, Any]
@@ -170,25 +169,20 @@ class TeacherTexts:
 
 
 class Samples:
-    """samples.jsonl of one run. All ranks generate the student's texts; the one with `path` writes.
-
-    The ranks' tokens may differ if two are equally likely except for the last bit, so all continue
-    with those of rank 0 and make equally many forwards.
+    """samples.jsonl of one run. All ranks gather the student's weights; the first writes.
 
     Args:
         prompts: to continue.
-        device: the student's.
         path: of the file; None means nothing is written.
         teacher: None means the run has no teacher, or another rank asks it.
         stop: ends the student's generation between two tokens, and the wait for the teacher.
         on_event: called if the teacher's texts will not come, with the reason.
-        ranks: that generate the student's texts together; None means only this process.
+        ranks: that train the student together; None means only this process.
     """
 
     def __init__(
         self,
         prompts: Prompts,
-        device: torch.device,
         path: Path | None,
         teacher: TeacherTexts | None,
         stop: Stop,
@@ -196,7 +190,6 @@ class Samples:
         ranks: Ranks | None = None,
     ) -> None:
         self._prompts = prompts
-        self._device = device
         self._path = path
         self._teacher = teacher
         self._stop = stop
@@ -213,29 +206,29 @@ class Samples:
             with disk_full_as_error(self._path.name):
                 keep_lines_before(self._path, step)
 
-    @torch.no_grad()
     def lines(self, student: Student, *, is_last: bool) -> list[Line]:
-        """Returns a line for each prompt, with dropout off; if `is_last`, waits for the teacher.
+        """Returns a line for each prompt; if `is_last`, waits for the teacher.
+
+        On other ranks than the first, which writes alone, returns none.
 
         Raises:
             StopRequested: a stop was requested.
+            Diverged: the student's logits are not finite.
         """
-        was_training = student.training
-        student.eval()
-        try:
-            ours = self._prompts.continued(lambda ids: self._likeliest(student, ids))
-        finally:
-            student.train(was_training)
+        if not isinstance(student, CausalStudent):
+            raise TypeError(f"only a CausalStudent writes samples; got {type(student).__name__}")
+        with whole_weights(student), student.precision(), self._ranks.together():
+            ours = self._written(student) if self._ranks.is_first else []
         theirs = (
             None if self._teacher is None else self._teacher.get(self._stop if is_last else None)
         )
         return [
             {
-                "prompt": prompt,
+                "prompt": self._prompts.texts[index],
                 "student": text,
                 "teacher": None if theirs is None else theirs[index],
             }
-            for index, (prompt, text) in enumerate(zip(self._prompts.texts, ours, strict=True))
+            for index, text in enumerate(ours)
         ]
 
     def write(self, step: int, lines: Sequence[Line]) -> None:
@@ -250,21 +243,16 @@ class Samples:
                 append_json_line(self._path, {"step": step, **line})
             fsync(self._path)
 
-    def _likeliest(self, student: Student, sequences: list[list[int]]) -> list[int]:
-        """Returns the student's likeliest next id of each; padding on the right is not attended."""
-        with self._ranks.together():
-            self._stop.check()
-        lengths = [len(ids) for ids in sequences]
-        inputs_BS = torch.zeros(len(sequences), max(lengths), dtype=torch.int64)
-        for row, ids in enumerate(sequences):
-            inputs_BS[row, : len(ids)] = torch.tensor(ids)
-        last_B = torch.tensor(lengths, device=self._device) - 1
-
-        def compute(hidden_BSD: Tensor, head: OutputHead) -> Tensor:
-            rows_B = torch.arange(len(lengths), device=self._device)
-            return head.logits(hidden_BSD[rows_B, last_B]).argmax(-1)
-
-        return self._ranks.from_first(student(inputs_BS.to(self._device), compute).tolist())
+    def _written(self, student: CausalStudent) -> list[str]:
+        texts = written(
+            student.model,
+            [Prompt(ids) for ids in self._prompts.ids],
+            Sampling(max_new_tokens=self._prompts.num_tokens),
+            ends=self._prompts.ends,
+            stop=self._stop,
+        )
+        in_order = sorted(texts, key=lambda text: text.index)
+        return [self._prompts.decode(text.ids) for text in in_order]
 
 
 _UNLIMITED = 1 << 30

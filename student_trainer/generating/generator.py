@@ -13,7 +13,7 @@ Legend: B rows, V vocabulary.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lectern_common.errors import InvalidRequest, NonFinite
+from lectern_common.errors import Diverged, InvalidRequest
+from lectern_models.modes import evaluating
 from student_trainer.generating.prompt import Prompt
 from student_trainer.generating.rows import Rows, rows_of
 from student_trainer.generating.sampling import Sampling, chosen_ids
@@ -76,7 +77,7 @@ def written(
 
     Raises:
         InvalidRequest: a prompt is empty; or, as they are yielded:
-        NonFinite: the model's logits are not a distribution.
+        Diverged: the model's logits are not a distribution.
         StopRequested: a stop was requested.
     """
     for index, prompt in enumerate(prompts):
@@ -133,7 +134,7 @@ class _Writer:
     def texts(self) -> Iterator[Written]:
         while self._going or self._waiting:
             ended: list[Written] = []
-            with _evaluating(self._model):
+            with evaluating(self._model), torch.no_grad(), _eagerly(self._model):
                 while not ended:
                     ended = self._next_tokens()
             yield from ended
@@ -179,7 +180,7 @@ class _Writer:
         ids = chosen_ids(logits_BV, uniforms_B, self._sampling)
         for row, token in zip(self._going, ids, strict=True):
             if token < 0:
-                raise NonFinite(
+                raise Diverged(
                     f"the model's logits are not finite at token {len(row.ids)} of its text for "
                     f"prompt {row.index}, so it can write nothing; its weights have diverged"
                 )
@@ -197,14 +198,8 @@ class _Writer:
         return None
 
 
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block, dropout is off and no gradient is kept; then every mode is as before."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train(False)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, was_training in modes:
-            module.training = was_training
+def _eagerly(model: PreTrainedModel) -> AbstractContextManager[object]:
+    """Returns a context in which no part of the model is compiled for each new length."""
+    if any(module._compiled_call_impl is not None for module in model.modules()):
+        return torch.compiler.set_stance("force_eager")
+    return nullcontext()

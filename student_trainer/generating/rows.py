@@ -24,8 +24,9 @@ from student_trainer.generating.cache import (
 
 # Tokens of prompts that are computed at a time, padding included.
 _TOKENS_AT_A_TIME = 1 << 14
-# Prompts are computed together if the shortest has at least this part of the longest's tokens.
-_NEAR = 0.75
+# Prompts are computed together if the shortest has at least this part of the longest's tokens, or
+# so few fewer.
+_NEAR_PART, _NEAR_TOKENS = 0.75, 16
 # Waiting prompts join once this part of all places is free.
 _FREE_PART = 0.25
 
@@ -183,7 +184,7 @@ def _groups(sequences: Sequence[Sequence[int]], *, together: bool) -> list[Seque
     for ids in sequences:
         if groups:
             first = groups[-1][0]
-            is_near = len(ids) >= _NEAR * len(first)
+            is_near = len(ids) >= min(_NEAR_PART * len(first), len(first) - _NEAR_TOKENS)
             fits = len(first) * (len(groups[-1]) + 1) <= _TOKENS_AT_A_TIME
             if together or (is_near and fits):
                 groups[-1].append(ids)

@@ -11,12 +11,14 @@ valid positions of the whole step, so the result is the gradient that one proces
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lectern_models.layers import layers_of
+from lectern_models.modes import evaluating
 
 
 def shard(student: nn.Module, mesh: DeviceMesh) -> None:
@@ -49,7 +51,26 @@ def split_again(student: nn.Module) -> None:
 
 @contextmanager
 def whole_weights(student: nn.Module) -> Iterator[None]:
-    yield
+    """Within the block, each rank holds all parameters whole, gathered once, at the beginning.
+
+    So ranks may make forwards of the student's modules, without gradients, and not equally many of
+    them: they exchange nothing. All ranks enter the block, and leave it, at the same place. Does
+    nothing if the parameters are not sharded.
+    """
+    sharded = [module for module in student.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_reshard_after_forward(False, recurse=False)
+    try:
+        if sharded:
+            # FSDP sets itself up in the first forward of the outermost module, and gathers in each.
+            device = next(student.parameters()).device
+            with evaluating(student), torch.no_grad():
+                student(torch.zeros(1, 1, dtype=torch.int64, device=device), lambda *_: None)
+        yield
+    finally:
+        for module in sharded:
+            module.set_reshard_after_forward(module is not student, recurse=False)
+        split_again(student)
 
 
 def gathered(tensors: dict[str, Tensor], *, keep: bool) -> dict[str, Tensor]:

@@ -105,7 +105,7 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
         )
         keeping = _keeping(run, data, provider, None if is_new else before)
         in_flight = None
-        if writer is not None and checkpoint is not None and not is_new:
+        if writer is not None and checkpoint is not None:
             tensors = checkpoint.rollout_tensors()
             in_flight = rollouts_of(tensors, writer, checkpoint.step, ranks.rank)
     facts = _facts(run, loaded, data, teaching, writer)
@@ -355,7 +355,7 @@ def _samples(
 ) -> Samples | None:
     """Returns the run's samples, and starts asking the teacher; None without prompts.
 
-    All ranks generate the student's texts; the first asks the teacher and writes the file.
+    The first rank writes the student's texts and asks the teacher.
     """
     if prompts is None:
         return None
@@ -366,7 +366,7 @@ def _samples(
         run.recorder.event("left_out", metric="the teacher's samples", message=words)
     elif teaching is not None and run.ranks.is_first:
         teacher = TeacherTexts(teaching.provider, prompts)
-    samples = Samples(prompts, run.device, path, teacher, run.stop, run.recorder.event, run.ranks)
+    samples = Samples(prompts, path, teacher, run.stop, run.recorder.event, run.ranks)
     with run.ranks.together():
         # The samples of a step that is already evaluated are kept.
         samples.keep_before(progress.step + ("loss/val" in progress.record))

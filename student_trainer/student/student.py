@@ -19,6 +19,7 @@ from lectern_common.errors import Incompatible, InvalidRequest, Misconfigured
 from lectern_models.body_and_head import parity_probe, split
 from lectern_models.loading import DTYPES, build_causal_lm, load_causal_lm, max_positions
 from lectern_models.logits.output_head import OutputHead
+from lectern_models.modes import evaluating
 from lectern_models.packing import packing_probe
 from student_trainer.data.lists import token_arrays
 from student_trainer.student.lora import Adapters
@@ -156,9 +157,7 @@ class CausalStudent(Student):
                 f"a sequence of {length} tokens exceeds the {self._max_positions} positions of the "
                 "student"
             )
-        if self._compute_dtype == torch.float32:
-            return self._parts.hidden_states(input_ids_BS, position_ids_BS)
-        with torch.autocast(input_ids_BS.device.type, self._compute_dtype):
+        with self.precision():
             hidden_BSD = self._parts.hidden_states(input_ids_BS, position_ids_BS)
         # A norm's float32 weight widens its result; a head under autocast narrows it again too.
         return hidden_BSD.to(self._compute_dtype)
@@ -177,7 +176,7 @@ class CausalStudent(Student):
 
         None means that they do not.
         """
-        with _evaluating(self):
+        with evaluating(self):
             return packing_probe(self._parts, self.vocab_size)
 
     def require_documents_apart(self) -> None:
@@ -228,7 +227,7 @@ class CausalStudent(Student):
     @torch.no_grad()
     def logits_for_batch(self, input_ids: Sequence[Sequence[int]]) -> list[list[float]]:
         """See StudentLogitsProvider; dropout is off."""
-        with _evaluating(self):
+        with evaluating(self):
             return [
                 self._logits(ids_S)[-1].tolist()
                 for ids_S in token_arrays(input_ids, self.vocab_size)
@@ -239,7 +238,7 @@ class CausalStudent(Student):
         self, input_ids: Sequence[Sequence[int]]
     ) -> list[npt.NDArray[np.float32]]:
         """Returns the logits [S, V] of each sequence, at every position; dropout is off."""
-        with _evaluating(self):
+        with evaluating(self):
             return [
                 self._logits(ids_S).cpu().numpy()
                 for ids_S in token_arrays(input_ids, self.vocab_size)
@@ -257,7 +256,7 @@ class CausalStudent(Student):
         num_rows = sum(len(rows_SV) for rows_SV in rows)
         parameters = [p for p in self.parameters() if p.requires_grad]
         sums = [torch.zeros_like(p) for p in parameters]
-        with _evaluating(self):
+        with evaluating(self):
             for ids_S, rows_SV in zip(sequences, rows, strict=True):
                 logits_SV = self._logits(ids_S)[-len(rows_SV) :]
                 upstream_SV = torch.from_numpy(rows_SV / num_rows).to(logits_SV)
@@ -345,13 +344,3 @@ def compute_dtype_named(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         name = "bfloat16" if device.type == "cuda" else "float32"
     return DTYPES[name]
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    was_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was_training)

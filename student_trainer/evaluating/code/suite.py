@@ -5,14 +5,18 @@ draws of k samples that have a right one, 1 - C(n - c, k) / C(n, k), as a mean o
 problem of which a sample could not be judged is left out, and counted.
 """
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from transformers import PreTrainedModel
 
 from lectern_common.errors import InvalidRequest, InvalidSpec, LecternError
@@ -22,7 +26,6 @@ from lectern_common.stages.evaluate import EvaluateRequest
 from lectern_common.stages.status import Report
 from lectern_common.tokens.shards import TOKENIZER_NAME
 from lectern_common.tokens.tokenizer_files import read_tokenizer_files
-from student_trainer.evaluating.code.generation import Answer, Prompt, Sampling, answers
 from student_trainer.evaluating.code.problems import (
     Problem,
     identity,
@@ -35,6 +38,10 @@ from student_trainer.evaluating.sandbox.judging import Judge
 from student_trainer.evaluating.sandbox.limits import Limits, Outcome, Verdict
 from student_trainer.evaluating.subject import Subject
 from student_trainer.evaluating.words import TextTokenizer
+from student_trainer.generating.generator import Written, written
+from student_trainer.generating.prompt import Prompt
+from student_trainer.generating.sampling import Sampling
+from student_trainer.seeds import Key, uniforms
 from student_trainer.stop import Stop, StopRequested
 from student_trainer.student.ends import edges_of
 
@@ -66,6 +73,15 @@ class Writer:
         files = read_tokenizer_files(tokenizer.folder / TOKENIZER_NAME)
         ends = edges_of(model, tokenizer.folder, None, files).ends
         return cls(model, tokenizer, frozenset(ends), max_positions)
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A sample of a problem: what is continued for it."""
+
+    problem: str
+    sample: int
+    prompt: Prompt
 
 
 def evaluate_code(
@@ -125,19 +141,18 @@ class CodeRun:
         for first in range(0, total, self.batch_sequences):
             # Always the same batches, so that what is computed again comes out equal.
             batch = prompts[first : first + self.batch_sequences]
-            if all((prompt.problem, prompt.sample) in there for prompt in batch):
+            if all((one.problem, one.sample) in there for one in batch):
                 continue
             try:
-                written = self._written(writer, batch, stop)
+                answers = self._answers(writer, batch, stop)
             except StopRequested:
                 self._keep(kept, [one for one in waiting if one[1].done()])
                 raise
             self._keep(kept, waiting)
             report("answers", len(kept.entries), total)
-            for prompt, answer in zip(batch, written, strict=True):
-                if (prompt.problem, prompt.sample) not in there:
-                    problem = by_name[prompt.problem]
-                    waiting.append(self._submitted(problem, prompt, answer, writer))
+            for one, answer in zip(batch, answers, strict=True):
+                if (one.problem, one.sample) not in there:
+                    waiting.append(self._submitted(by_name[one.problem], one, answer, writer))
         self._keep(kept, waiting)
         report("answers", len(kept.entries), total)
         return self._result(kept.entries)
@@ -147,7 +162,7 @@ class CodeRun:
         for _ in self._prompts(writer):
             pass
 
-    def _prompts(self, writer: Writer) -> Iterator[Prompt]:
+    def _prompts(self, writer: Writer) -> Iterator[Answering]:
         """Yields what to continue: all samples of a problem, then those of the next."""
         begins = writer.tokenizer.prompt_begins
         for problem in self.problems:
@@ -168,30 +183,41 @@ class CodeRun:
                 )
                 raise InvalidSpec([("code.max_new_tokens", why)])
             for sample in range(self.options.samples):
-                yield Prompt(problem.task_id, sample, ids)
+                numbers = partial(answer_uniforms, self.seed, problem.task_id, sample)
+                yield Answering(problem.task_id, sample, Prompt(ids, numbers))
 
-    def _written(self, writer: Writer, batch: Sequence[Prompt], stop: Stop) -> list[Answer]:
+    def _answers(self, writer: Writer, batch: Sequence[Answering], stop: Stop) -> list[Written]:
+        """Returns the answers in the batch's order."""
         stops = stop_texts(self.options)
 
-        def is_over(_: Prompt, ids: list[int]) -> bool:
-            text = writer.tokenizer.text(ids[-_TAIL_TOKENS:]) if stops else ""
+        def is_over(_: int, ids: list[int]) -> bool:
+            text = writer.tokenizer.text(ids[-_TAIL_TOKENS:])
             return any(one in text for one in stops)
 
-        sampling = Sampling(
-            self.options.temperature, self.options.top_p, self.options.max_new_tokens, self.seed
+        answers = written(
+            writer.model,
+            [one.prompt for one in batch],
+            Sampling(
+                temperature=self.options.temperature,
+                top_p=self.options.top_p,
+                max_new_tokens=self.options.max_new_tokens,
+            ),
+            ends=writer.ends,
+            stop=stop,
+            is_over=is_over if stops else None,
         )
-        return answers(writer.model, batch, sampling, ends=writer.ends, is_over=is_over, stop=stop)
+        return sorted(answers, key=lambda answer: answer.index)
 
     def _submitted(
-        self, problem: Problem, prompt: Prompt, answer: Answer, writer: Writer
+        self, problem: Problem, asked: Answering, answer: Written, writer: Writer
     ) -> tuple[Entry, "Future[Verdict]"]:
-        text = writer.tokenizer.continuation(prompt.ids, answer.ids)
+        text = writer.tokenizer.continuation(asked.prompt.ids, answer.ids)
         text = until_stop(text, self.options)
         is_chat = self.options.mode == "chat"
         program = problem.program_of_answer(text) if is_chat else problem.program(text)
         entry = {
             "problem": problem.task_id,
-            "sample": prompt.sample,
+            "sample": asked.sample,
             "answer": text,
             "tokens": len(answer.ids),
             "is_cut": answer.is_cut,
@@ -232,6 +258,12 @@ class CodeRun:
             "sandbox": self.options.sandbox,
             "interpreter": self.judge.interpreter,
         }
+
+
+def answer_uniforms(seed: int, problem: str, sample: int, count: int) -> npt.NDArray[np.float64]:
+    """Returns the numbers in [0, 1) that choose the first `count` tokens of a sampled answer."""
+    name = int.from_bytes(hashlib.sha256(problem.encode()).digest()[:8], "little")
+    return uniforms(Key.ANSWERS, (seed, name, sample), count)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """Rollouts in flight as tensors: what a checkpoint holds of them.
 
-    step      []    int64, the step that learns them
-    rows_R    [R]   int64, their places in the step
-    ends_R    [R]   int64, the token that ended each; -1 if it was cut
-    lengths_R [R]   int64, tokens of each, without that one
-    ids       [sum of lengths_R] int64
+    step             []   int64, the step that learns them
+    rows_R           [R]  int64, their places in the step
+    ends_R           [R]  int64, the token that ended each; -1 if it was cut
+    lengths_R        [R]  int64, tokens of each completion, without that one
+    ids              [sum of lengths_R] int64
+    prompt_lengths_R [R]  int64, tokens of each prompt
+    prompt_ids       [sum of prompt_lengths_R] int64
 
-Only ids: the teacher is asked again. Prompt and sample follow from the plan.
+Only ids: the teacher is asked again.
 """
 
 from collections.abc import Sequence
@@ -16,7 +18,6 @@ import torch
 from torch import Tensor
 
 from lectern_common.errors import CorruptData
-from student_trainer.generating.rollouts.plan import Plan
 from student_trainer.generating.rollouts.rows import Rollout
 from student_trainer.generating.rollouts.writing import Writer
 from student_trainer.ranks.world import Ranks
@@ -39,22 +40,27 @@ def tensors_of(
         return {}
     rows = [slot.row for slot in writer.plan.slots(step)]
     place = {row: index for index, row in enumerate(rows)}
-    # One line a rollout: whether it is there, its end, its length, its ids.
-    lines = np.zeros((len(rows), 3 + writer.sampling.max_new_tokens), np.int64)
+    # One line a rollout: whether it is there, its end, both lengths, and both ids.
+    longest = writer.prompts.longest + writer.sampling.max_new_tokens
+    lines = np.zeros((len(rows), 4 + longest), np.int64)
     for rollout in rollouts:
         end = _CUT if rollout.end is None else rollout.end
-        own = [1, end, len(rollout.ids), *rollout.ids]
+        lengths = (len(rollout.ids), len(rollout.prompt_ids))
+        own = [1, end, *lengths, *rollout.ids, *rollout.prompt_ids.tolist()]
         lines[place[rollout.slot.row], : len(own)] = own
     lines = ranks.sums_of(lines.reshape(-1)).reshape(lines.shape)
     if not lines[:, 0].all() or not rows:
         return {}
-    ids = [line[3 : 3 + line[2]] for line in lines]
+    ids = [line[4 : 4 + line[2]] for line in lines]
+    prompts = [line[4 + line[2] : 4 + line[2] + line[3]] for line in lines]
     return {
         "step": torch.tensor(step),
         "rows_R": torch.tensor(rows),
         "ends_R": torch.from_numpy(lines[:, 1].copy()),
         "lengths_R": torch.from_numpy(lines[:, 2].copy()),
         "ids": torch.from_numpy(np.concatenate(ids)),
+        "prompt_lengths_R": torch.from_numpy(lines[:, 3].copy()),
+        "prompt_ids": torch.from_numpy(np.concatenate(prompts)),
     }
 
 
@@ -75,19 +81,16 @@ def rollouts_of(
             f"the rollouts in the checkpoint of step {step} are of other rows than the run writes; "
             "start a new run"
         )
-    found, first = [], 0
-    mine = _rows_of(writer.plan, step, rank)
-    for row, end, length in zip(
-        rows, tensors["ends_R"].tolist(), tensors["lengths_R"].tolist(), strict=True
-    ):
-        ids = tensors["ids"][first : first + length].tolist()
-        first += length
-        if row in mine:
-            slot = slots[row]
-            prompt_ids = writer.prompts.ids(slot.prompt)
-            found.append(Rollout(slot, prompt_ids, ids, None if end == _CUT else end))
-    return found
-
-
-def _rows_of(plan: Plan, step: int, rank: int) -> set[int]:
-    return {slot.row for slot in plan.slots(step, rank)}
+    ids = tensors["ids"].split(tensors["lengths_R"].tolist())
+    prompts = tensors["prompt_ids"].split(tensors["prompt_lengths_R"].tolist())
+    ends = tensors["ends_R"].tolist()
+    written = {
+        row: Rollout(
+            slots[row],
+            prompts[index].numpy().astype(np.uint32),
+            ids[index].tolist(),
+            None if ends[index] == _CUT else ends[index],
+        )
+        for index, row in enumerate(rows)
+    }
+    return [written[slot.row] for slot in writer.plan.slots(step, rank)]

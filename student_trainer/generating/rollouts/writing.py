@@ -9,6 +9,7 @@ s holds the rollouts of s. The first step has none in flight and writes its own.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from student_trainer.batch import Batch
 from student_trainer.data.prompt_set import PromptSet
@@ -59,7 +60,7 @@ class Writer:
         """
         asked = [self.prompts.ids(slot.prompt) for slot in slots]
         prompts = [
-            Prompt(ids.tolist(), lambda count, slot=slot: uniforms_of(self.seed, slot, count))
+            Prompt(ids.tolist(), partial(uniforms_of, self.seed, slot))
             for ids, slot in zip(asked, slots, strict=True)
         ]
         for found in written(

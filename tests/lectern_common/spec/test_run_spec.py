@@ -453,7 +453,8 @@ def test_a_run_that_succeeded_resumes_only_if_it_makes_a_further_step(
 
 
 def test_the_fields_a_resume_may_change_exist() -> None:
-    resolved = parse_spec(body()).model_dump()
+    rollout = {"fraction": 0.5, "prompt_tokens": 4}
+    resolved = parse_spec(body(rollout=rollout)).model_dump()
     for dotted in RESUME_MAY_CHANGE:
         value: Any = resolved
         for part in dotted.split("."):

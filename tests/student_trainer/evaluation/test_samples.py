@@ -26,7 +26,6 @@ from student_trainer.targets import TeacherTargets
 from student_trainer.teacher.local import InProcessTeacher
 from tests.support.models import write_tiny_tokenizer
 from tests.support.training.parts import (
-    CPU,
     parts_of,
     settings_of,
     tiny_student,
@@ -91,7 +90,7 @@ def test_both_write_what_transformers_generates(
     student: CausalStudent, teacher: InProcessTeacher, tmp_path: Path
 ) -> None:
     texts = TeacherTexts(teacher, PROMPTS)
-    samples = Samples(PROMPTS, CPU, tmp_path / "samples.jsonl", texts, Stop())
+    samples = Samples(PROMPTS, tmp_path / "samples.jsonl", texts, Stop())
     student.train()
     lines = samples.lines(student, is_last=True)
     assert student.training
@@ -106,7 +105,7 @@ def test_the_teacher_is_asked_once_per_token_for_all_prompts(
 ) -> None:
     held = Held(teacher)
     held.go.set()
-    samples = Samples(PROMPTS, CPU, tmp_path / "s", TeacherTexts(held, PROMPTS), Stop())
+    samples = Samples(PROMPTS, tmp_path / "s", TeacherTexts(held, PROMPTS), Stop())
     first, second = (samples.lines(student, is_last=True) for _ in range(2))
     assert first == second
     assert held.asked == [[3 + made, 1 + made, 5 + made] for made in range(6)]
@@ -116,7 +115,7 @@ def test_the_loop_waits_for_a_slow_teacher_only_at_the_last_evaluation(
     student: CausalStudent, teacher: InProcessTeacher, tmp_path: Path
 ) -> None:
     held = Held(teacher)
-    samples = Samples(PROMPTS, CPU, tmp_path / "s", TeacherTexts(held, PROMPTS), Stop())
+    samples = Samples(PROMPTS, tmp_path / "s", TeacherTexts(held, PROMPTS), Stop())
     assert [line["teacher"] for line in samples.lines(student, is_last=False)] == [None] * 3
     held.go.set()
     last = samples.lines(student, is_last=True)
@@ -136,20 +135,21 @@ def test_a_stop_ends_the_students_generation_between_two_tokens(
 ) -> None:
     stop, forwards = Stop(), 0
 
-    class Stopping(CausalStudent):
-        def forward(self, *arguments: Any, **named: Any) -> Any:
-            nonlocal forwards
-            forwards += 1
-            if forwards == 2:
-                stop.request()
-            return super().forward(*arguments, **named)
+    def stopping(*_: Any) -> None:
+        nonlocal forwards
+        forwards += 1
+        if forwards == 2:
+            stop.request()
 
-    learner = Stopping(student.model)
-    learner.train()
-    with pytest.raises(StopRequested):
-        Samples(PROMPTS, CPU, tmp_path / "s", None, stop).lines(learner, is_last=False)
+    student.train()
+    handle = student.model.register_forward_hook(stopping)
+    try:
+        with pytest.raises(StopRequested):
+            Samples(PROMPTS, tmp_path / "s", None, stop).lines(student, is_last=False)
+    finally:
+        handle.remove()
     assert forwards == 2
-    assert learner.training
+    assert student.training
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_missing_texts_of_the_teacher_are_reported_once(
     path = tmp_path / "samples.jsonl"
     texts = TeacherTexts(held, PROMPTS)
     samples = Samples(
-        PROMPTS, CPU, path, texts, Stop(), lambda kind, **details: heard.append((kind, details))
+        PROMPTS, path, texts, Stop(), lambda kind, **details: heard.append((kind, details))
     )
     for step in (0, 7):
         samples.write(step, samples.lines(student, is_last=True))
@@ -181,15 +181,15 @@ def test_an_end_of_text_ends_a_sample(student: CausalStudent, tmp_path: Path) ->
     whole = [text.split() for text in generated(student.model)]
     end = int(whole[0][2])
     prompts = Prompts(PROMPTS.texts, PROMPTS.ids, 6, frozenset([end]), words)
-    samples = Samples(prompts, CPU, tmp_path / "s", None, Stop())
+    samples = Samples(prompts, tmp_path / "s", None, Stop())
     lines = samples.lines(student, is_last=True)
     cut = [text[: text.index(str(end))] if str(end) in text else text for text in whole]
     assert [line["student"] for line in lines] == [" ".join(text) for text in cut]
     assert [line["teacher"] for line in lines] == [None] * 3
 
 
-def test_other_ranks_generate_samples_but_do_not_write_them(student: CausalStudent) -> None:
-    samples = Samples(PROMPTS, CPU, None, None, Stop())
+def test_samples_without_a_file_are_not_written(student: CausalStudent) -> None:
+    samples = Samples(PROMPTS, None, None, Stop())
     lines = samples.lines(student, is_last=True)
     assert [line["student"] for line in lines] == generated(student.model)
     samples.write(0, lines)
@@ -200,7 +200,7 @@ def test_a_resume_drops_lines_that_it_rewrites_and_an_incomplete_one(
     student: CausalStudent, tmp_path: Path
 ) -> None:
     path = tmp_path / "samples.jsonl"
-    samples = Samples(PROMPTS, CPU, path, None, Stop())
+    samples = Samples(PROMPTS, path, None, Stop())
     lines = samples.lines(student, is_last=False)
     for step in (0, 5, 10):
         samples.write(step, lines)
@@ -217,7 +217,7 @@ def test_the_loop_writes_samples_at_every_evaluation(
     student: CausalStudent, teacher: InProcessTeacher, tmp_path: Path
 ) -> None:
     path = tmp_path / "samples.jsonl"
-    samples = Samples(PROMPTS, CPU, path, TeacherTexts(teacher, PROMPTS), Stop())
+    samples = Samples(PROMPTS, path, TeacherTexts(teacher, PROMPTS), Stop())
     learner = twin(student)
     parts = parts_of(learner, teacher=teacher, samples=samples)
     trained(parts, settings_of(4, objective=Objective(0.3, 2.0), evaluate_every=2))

@@ -28,6 +28,7 @@ from tests.support.training.rank_cases import (
     sampled,
     student,
     targets,
+    texts,
 )
 
 
@@ -75,12 +76,17 @@ def test_ranks_evaluate_and_sample_like_one_process(folder: Path) -> None:
     assert alone.keys() == {"loss/val", "val/kl", "val/top1_agreement"}
     first, second = said(folder, "evaluated")
     assert first == second == pytest.approx(alone, rel=1e-6)
-    assert said(folder, "sampled") == [sampled(student(tied=False), Ranks())] * 2
+    assert said(folder, "sampled") == [sampled(student(tied=False), Ranks()), []]
 
 
-def test_ranks_whose_tokens_differ_all_continue_with_the_firsts(folder: Path) -> None:
-    """Otherwise the other rank would end its samples sooner, and leave out forwards."""
-    assert said(folder, "sampled apart") == [sampled(student(tied=False), Ranks())] * 2
+def test_ranks_write_texts_of_unequal_lengths_without_waiting_for_each_other(folder: Path) -> None:
+    """The second rank writes more and longer ones; then the parameters are sharded again."""
+    first, second = said(folder, "written")
+    assert [len(ids) for ids in first + second] == [3] + [7] * 4
+    alone = texts(student(tied=False), Ranks())
+    assert first == alone
+    assert second[0][:3] == alone[0]
+    assert said(folder, "sharded again") == [True, True]
 
 
 def test_an_error_on_one_rank_ends_all_with_the_same_reason(folder: Path) -> None:

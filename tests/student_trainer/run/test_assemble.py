@@ -107,6 +107,17 @@ def adapted(run: Assembly) -> Any:
 
 
 DISTILLING = {"alpha": 0.5}
+
+
+def rolling(**rollout: Any) -> dict[str, Any]:
+    rows = {"fraction": 0.5, "prompt_tokens": 3, "max_new_tokens": 8}
+    return {"teacher": {}, "rollout": {**rows, **rollout}}
+
+
+def writer(run: Assembly) -> Any:
+    return run.parts.writer
+
+
 SAMPLED: dict[str, Any] = {
     "student": {"config": "wide"},
     "data": {"path": "bytes"},
@@ -166,6 +177,31 @@ APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
         lambda run: run.parts.teaching.allow_same_weights,  # type: ignore[union-attr]
         True,
     ),
+    "rollout.fraction": (
+        rolling(fraction=0.25),
+        lambda run: sum(len(writer(run).plan.slots(step)) for step in range(4000)) // 400,
+        10,
+    ),
+    "rollout.prompt_tokens": (rolling(), lambda run: len(writer(run).prompts.ids(0)), 3),
+    "rollout.max_new_tokens": (
+        rolling(max_new_tokens=9),
+        lambda run: writer(run).sampling.max_new_tokens,
+        9,
+    ),
+    "rollout.temperature": (
+        rolling(temperature=0.5),
+        lambda run: writer(run).sampling.temperature,
+        0.5,
+    ),
+    "rollout.top_p": (rolling(top_p=0.5), lambda run: writer(run).sampling.top_p, 0.5),
+    "rollout.top_k": (rolling(top_k=7), lambda run: writer(run).sampling.top_k, 7),
+    "rollout.samples_per_prompt": (
+        rolling(samples_per_prompt=4),
+        lambda run: writer(run).plan.groups,
+        1,
+    ),
+    "rollout.stale_steps": (rolling(stale_steps=1), lambda run: writer(run).stale_steps, 1),
+    "rollout.keep": (rolling(keep=False), lambda run: run.parts.kept_rollouts, None),
     "student.config": (
         {"student": {"config": "other-config"}},
         lambda run: run.student.model.config.intermediate_size,
@@ -331,9 +367,12 @@ APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
         (True, True),
     ),
 }
+ON_POLICY = "tests/student_trainer/generating/rollouts/test_on_policy_runs.py"
 # Tested elsewhere: fields that are refused, applied by __main__ (test_main.py) or by the control
 # plane.
 SHOWN_ELSEWHERE = {
+    "rollout.prompts": ON_POLICY,
+    "rollout.engine": "tests/lectern_common/spec/test_rollout.py",
     "teacher.record": "tests/student_trainer/record/test_recorded_runs.py",
     "teacher.record_to": "tests/student_trainer/record/test_kept.py",
     "priority": "tests/control_plane/runs/test_line.py",

@@ -11,7 +11,11 @@ from lectern_common.wire.formats import Representation
 from student_trainer.batch import Batch
 from student_trainer.evaluation.evaluation import EvaluationSums, ValidationTeacher, evaluation_sums
 from student_trainer.evaluation.samples import Line, Prompts, Samples
+from student_trainer.generating.generator import written
+from student_trainer.generating.prompt import Prompt
+from student_trainer.generating.sampling import Sampling
 from student_trainer.objective.loss import Objective
+from student_trainer.ranks.sharding import whole_weights
 from student_trainer.ranks.world import Ranks
 from student_trainer.stop import Stop
 from student_trainer.student.student import CausalStudent, Student
@@ -64,22 +68,23 @@ def evaluated(learner: Student, ranks: Ranks) -> dict[str, float]:
     return EvaluationSums(*ranks.totals(*sums)).metrics()
 
 
-class Apart:
-    """A student whose likeliest id, on every rank but the first, is always 0, an end of text."""
-
-    def __init__(self, student: Student, ranks: Ranks) -> None:
-        self._student, self._ranks = student, ranks
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._student, name)
-
-    def __call__(self, *arguments: Any) -> Tensor:
-        ids_B = self._student(*arguments)
-        return ids_B if self._ranks.is_first else torch.zeros_like(ids_B)
-
-
 def sampled(learner: Any, ranks: Ranks) -> list[Line]:
-    """Returns the learner's samples for prompts of different lengths."""
+    """Returns the learner's samples for prompts of different lengths; none on another rank."""
     prompts = Prompts(["a", "b"], [[1, 2], [3]], 5, frozenset([0]), lambda ids: str(list(ids)))
-    samples = Samples(prompts, torch.device("cpu"), None, None, Stop(), ranks=ranks)
+    samples = Samples(prompts, None, None, Stop(), ranks=ranks)
     return samples.lines(learner, is_last=True)
+
+
+def texts(learner: Student, ranks: Ranks) -> list[list[int]]:
+    """Returns what a rank writes while all weights are whole: other prompts, other lengths."""
+    assert isinstance(learner, CausalStudent)
+    prompts = [Prompt([one, one + 1]) for one in range(1 + 3 * ranks.rank)]
+    with whole_weights(learner):
+        found = written(
+            learner.model,
+            prompts,
+            Sampling(max_new_tokens=3 + 4 * ranks.rank),
+            ends=(),
+            stop=Stop(),
+        )
+        return [one.ids for one in sorted(found, key=lambda one: one.index)]

@@ -14,6 +14,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from torch.distributed.tensor import DTensor
 
 from lectern_common.errors import DiskFull, LecternError, TeacherUnavailable
 from student_trainer.batch import Batch
@@ -23,18 +24,17 @@ from student_trainer.ranks.world import Ranks, join_ranks
 from student_trainer.run.loop import _forward_kl
 from student_trainer.stop import StopRequested
 from student_trainer.student.forward import at_valid_positions
-from student_trainer.student.student import Student
 from student_trainer.targets import DenseTargets
 from student_trainer.teacher.prefetch import MicroBatch
 from tests.support.training.parts import Fixed, parts_of
 from tests.support.training.rank_cases import (
     OBJECTIVE,
-    Apart,
     evaluated,
     rows,
     sampled,
     student,
     targets,
+    texts,
 )
 
 
@@ -54,9 +54,10 @@ def gradients(ranks: Ranks, tied: bool, micro_batches: int, empty: bool) -> dict
 
     Then makes a forward without gradients, as before the first update: it changes nothing.
     """
-    split: Student = student(tied)
+    split = student(tied)
     assert ranks.mesh is not None
     shard(split, ranks.mesh)
+    texts(split, ranks)  # leaves no trace in the gradients
     batch, teacher_BSV = rows(empty_half=empty), targets()
     num_valid = batch.num_valid
     share = len(batch.inputs_BS) // ranks.size
@@ -106,8 +107,10 @@ def main(folder: Path) -> None:
         and torch.equal(whole(placed_like(before[name], p)), before[name])
         for name, p in split.named_parameters()
     )
+    # First of all, before any forward of the whole student.
+    said["written"] = texts(split, ranks)
+    said["sharded again"] = all(isinstance(p, DTensor) for p in split.parameters())
     said["evaluated"], said["sampled"] = evaluated(split, ranks), sampled(split, ranks)
-    said["sampled apart"] = sampled(Apart(split, ranks), ranks)
     tensors = {}
     for tied in (True, False):
         for micro_batches, empty in ((1, False), (4, False), (1, True)):

@@ -10,11 +10,11 @@ from lectern_common.errors import InvalidSpec, LecternError, Misconfigured
 from lectern_common.roots import Roots
 from lectern_common.spec.suites import CodeOptions
 from lectern_common.stages.requests import parse_request
-from student_trainer.evaluating.code import generation
 from student_trainer.evaluating.code import suite as module
 from student_trainer.evaluating.code.suite import pass_at_k, scores_of
 from student_trainer.evaluating.sandbox.limits import Outcome, Verdict
 from student_trainer.evaluating.stage import evaluate
+from student_trainer.generating import generator
 from student_trainer.stop import Stop, StopRequested
 from tests.support.models import write_tiny_model
 
@@ -189,13 +189,20 @@ def test_every_option_reaches_what_it_is_for(home, tmp_path, monkeypatch):
 
     def spied(model, prompts, sampling, **rest):
         seen.append((sampling, len(prompts)))
-        return generation.answers(model, prompts, sampling, **rest)
+        return generator.written(model, prompts, sampling, **rest)
 
-    monkeypatch.setattr(module, "answers", spied)
+    monkeypatch.setattr(module, "written", spied)
     sampled = {"samples": 2, "temperature": 0.5, "top_p": 0.75, "max_problems": 3}
     run(home, tmp_path / "work", FakeJudge(), monkeypatch, **sampled)
     assert {(one.temperature, one.top_p, one.max_new_tokens) for one, _ in seen} == {(0.5, 0.75, 6)}
     assert [count for _, count in seen] == [4, 2]
+
+
+def test_the_numbers_of_an_answer_are_pinned():
+    assert module.answer_uniforms(3, "HumanEval/0", 1, 2).tolist() == [
+        0.04465839527565396,
+        0.5417649519546445,
+    ]
 
 
 def test_other_problems_or_options_start_over(home, tmp_path, monkeypatch):

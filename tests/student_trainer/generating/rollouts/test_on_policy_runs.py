@@ -1,12 +1,16 @@
-"""Whole on-policy runs on tiny models: what is learnt, what is kept, what a resume makes of them."""
+"""Whole on-policy runs on tiny models: what is learnt, what is kept, what a resume makes of it."""
 
 import json
 import math
+import shutil
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from lectern_common.checks.preflight import startable
+from lectern_common.errors import Incompatible, InvalidSpec
 from lectern_common.json_lines import read_json_lines
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RunState
@@ -15,6 +19,7 @@ from lectern_common.teacher.identity import TeacherIdentity
 from student_trainer.stop import Stop
 from teacher_server.engine import transformers as transformers_engine
 from teacher_server.engine.transformers import EngineSettings
+from tests.student_trainer.data.test_prompt_set import write_prompts
 from tests.student_trainer.generating.rollouts.conftest import OnPolicy
 from tests.support.servers import teacher_thread
 from tests.support.training.forks import forked
@@ -25,6 +30,7 @@ from tests.support.training.runs import (
     status_of,
     trained,
 )
+from tests.support.training.shards import write_shards
 
 TIMES = ("time", "progress/seconds", "perf/", "time/", "memory/", "wire/")
 OF_TIME = ("rollout/seconds", "rollout/tokens_per_second", "_share")
@@ -226,7 +232,21 @@ def test_other_students_write_too_and_resume_exactly(
     assert weights(folder) == weights(whole)
 
 
-def test_a_fork_begins_without_rollouts_in_flight(home: Home, on_policy: OnPolicy) -> None:
+@pytest.mark.parametrize(
+    ("changes", "keeps"),
+    [
+        ({}, True),
+        ({"rollout": {"keep": False}}, True),
+        ({"rollout": {"temperature": 0.5}}, False),
+        ({"seed": 9}, False),
+        ({"batch": {"sequences_per_step": 2}}, False),
+        ({"data": {"seq_len": 6}}, False),
+        ({"rollout": None}, False),
+    ],
+)
+def test_a_fork_goes_on_with_the_rollouts_in_flight_if_its_student_writes_the_same_rows(
+    home: Home, on_policy: OnPolicy, changes: dict[str, Any], keeps: bool
+) -> None:
     source = on_policy(rollout={"stale_steps": 1}, **CONSTANT)
     assert trained(home, source) == 0
     newest = sorted(source.checkpoints_path.glob("step-*"))[-1]
@@ -236,9 +256,15 @@ def test_a_fork_begins_without_rollouts_in_flight(home: Home, on_policy: OnPolic
     assert held["lengths_R"].sum() == len(held["ids"])
     state = json.loads((newest / "state.json").read_bytes())
     identity = TeacherIdentity(state["teacher_model"], state["teacher_fingerprint"])
-    fork = forked(home, source, {"schedule": {"steps": 8}}, teacher=identity)
+    fork = forked(home, source, {"schedule": {"steps": 8}, **changes}, teacher=identity)
+    begins = fork.checkpoints_path / newest.name
+    assert (begins / "rollouts.safetensors").exists() is keeps
     assert trained(home, fork, resume=True) == 0, status_of(fork).message
     assert lines_of(fork)[-1]["step"] == 8
+    if changes == {}:
+        with_steps(source, 8)
+        assert trained(home, source, resume=True) == 0
+        assert weights(fork) == weights(source)
 
 
 def test_damaged_rollouts_in_flight_make_an_earlier_checkpoint_the_newest(
@@ -264,3 +290,85 @@ def test_a_student_whose_logits_are_not_finite_ends_as_diverged(
     assert trained(home, folder) == 1
     status = status_of(folder)
     assert status.reason in ("diverged", "non_finite"), status.message
+
+
+@pytest.fixture(scope="module")
+def prompts(home: Home) -> list[list[int]]:
+    """Prompts of unequal lengths, in the set `prompts`."""
+    draw = np.random.default_rng(8)
+    found = [draw.integers(6, 40, length).tolist() for length in (1, 9, 4, 2, 7, 3)]
+    write_prompts(home.path / "data" / "prompts", found)
+    return found
+
+
+def test_prompts_of_a_set_are_each_continued_once_an_epoch(
+    home: Home, on_policy: OnPolicy, prompts: list[list[int]]
+) -> None:
+    """Rows of data are not needed: there are fewer of them than a step has rows."""
+    write_shards(home.path / "data" / "few", np.arange(17))
+    rollout = {"prompts": "prompts", "prompt_tokens": None, "samples_per_prompt": 2}
+    folder = on_policy(
+        rollout=rollout, data={"path": "few", "validation_fraction": 0.5}, schedule={"steps": 6}
+    )
+    found = startable(folder.read_spec(), home.roots)
+    assert found.prompts is not None and found.prompts.longest == 9
+    assert trained(home, folder) == 0, status_of(folder).message
+    lines = kept(folder)
+    for first in (1, 4):  # four rows a step are two prompts: an epoch is three steps
+        own = [line for line in lines if first <= line["step"] < first + 3]
+        asked = sorted(line["prompt_ids"] for line in own)
+        assert asked == sorted(prompt for prompt in prompts for _ in range(2))
+    assert lines_of(folder)[3]["data/epoch"] == 1
+
+
+def test_prompts_that_have_changed_end_a_resume(
+    home: Home, on_policy: OnPolicy, prompts: list[list[int]]
+) -> None:
+    folder = home.path / "data" / "passing"
+    write_prompts(folder, prompts)
+    run = on_policy(rollout={"prompts": "passing", "prompt_tokens": None})
+    assert trained(home, run) == 0
+    with_steps(run, 8)
+    write_prompts(folder, prompts[::-1])
+    assert trained(home, run, resume=True) == 1
+    assert "the prompts of run" in str(status_of(run).message)
+    shutil.rmtree(folder)
+    assert trained(home, run, resume=True) == 1
+    assert "no prompt set 'passing'" in str(status_of(run).message)
+
+
+@pytest.mark.parametrize("longest", [9, 5])
+def test_a_prompt_and_its_completion_must_fit(
+    home: Home, on_policy: OnPolicy, prompts: list[list[int]], longest: int
+) -> None:
+    """By the checks before a run and by the trainer, for the student; 128 positions."""
+    source = {"prompts": "prompts", "prompt_tokens": None} if longest == 9 else {"prompt_tokens": 5}
+    for over in (0, 1):
+        rollout = {**source, "max_new_tokens": 128 - longest + over}
+        folder = on_policy(rollout=rollout, schedule={"steps": 1, "warmup_steps": 0})
+        if over:
+            with pytest.raises(Incompatible, match="128 positions of the student"):
+                startable(folder.read_spec(), home.roots)
+            assert trained(home, folder) == 1
+            assert "128 positions of the student" in str(status_of(folder).message)
+        else:
+            startable(folder.read_spec(), home.roots)
+
+
+def test_a_set_that_is_not_there_or_a_dataset_is_named(home: Home, on_policy: OnPolicy) -> None:
+    for name, why in (("absent", "no prompt set 'absent'"), ("text", "is a dataset, not a prompt")):
+        folder = on_policy(rollout={"prompts": name, "prompt_tokens": None})
+        with pytest.raises(InvalidSpec, match=why) as caught:
+            startable(folder.read_spec(), home.roots)
+        assert caught.value.problems[0][0] == "rollout.prompts"
+
+
+def test_rows_of_chats_are_no_prompts(home: Home, on_policy: OnPolicy) -> None:
+    tokens = np.arange(200) % 37
+    starts = np.arange(0, 200, 10)
+    write_shards(home.path / "data" / "chats", tokens, documents=starts, mask=np.ones(200))
+    folder = on_policy(data={"path": "chats"})
+    with pytest.raises(InvalidSpec, match=r"rollout\.prompt_tokens"):
+        startable(folder.read_spec(), home.roots)
+    assert trained(home, folder) == 1
+    assert "rollout.prompt_tokens" in str(status_of(folder).message)
