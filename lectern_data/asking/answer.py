@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from lectern_common.words import inert_name
 from lectern_data.asking.settings import Way
@@ -20,26 +20,22 @@ class RefusedError(Exception):
     """There is no usable answer, and asking again would not change that."""
 
 
+Failure = Literal["failed", "busy", "away", "unreached"]
+"""Why there is no answer yet: this request failed; the server has no time; something in front of it
+does not reach it; nothing listens at its address."""
+
+
 class TryAgainError(Exception):
     """No answer, but the same request may get one later.
 
     Attributes:
-        is_away: the server is not there, or has no time; else only this request failed.
-        is_unreached: nothing listens at its address.
+        failure: see Failure.
         after_seconds: how long the server asks to wait.
     """
 
-    def __init__(
-        self,
-        why: str,
-        *,
-        is_away: bool = False,
-        is_unreached: bool = False,
-        after_seconds: float = 0.0,
-    ) -> None:
+    def __init__(self, why: str, failure: Failure = "failed", after_seconds: float = 0.0) -> None:
         super().__init__(why)
-        self.is_away = is_away or is_unreached
-        self.is_unreached = is_unreached
+        self.failure = failure
         self.after_seconds = after_seconds
 
 

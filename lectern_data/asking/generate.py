@@ -105,7 +105,7 @@ def generate(
         call = Call(settings, prompts, journal, requests, partial(on_progress, "asking"), on_event)
         try:
             way = asyncio.run(call.ask_all(preparation))
-        except (LecternError, KeyboardInterrupt):
+        except (LecternError, OSError, KeyboardInterrupt):
             if len(journal):
                 on_event(
                     f"answers to {counted(len(journal), 'request')} are kept; the same command "

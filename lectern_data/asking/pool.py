@@ -8,7 +8,7 @@ from lectern_common.errors import TeacherUnavailable
 from lectern_data.asking.answer import Answer, RefusedError, TryAgainError
 from lectern_data.asking.requests import Request
 
-# So often a request may fail while the server answers others.
+# So often a request may fail.
 MAX_TRIES = 5
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
@@ -20,7 +20,9 @@ class Asking:
     """Asks a server, with what is known of it so far.
 
     An outage begins with the first request that fails, and ends with the next reply to any. A
-    server that has never been reached is not waited for: its address may be wrong.
+    server that has never been reached is not waited for: its address may be wrong. That it is busy,
+    or away, is no fault of a request; unless others were answered meanwhile, as when a server dies
+    of each try of this one.
 
     Args:
         ask: makes one request once; see Server.ask.
@@ -48,7 +50,7 @@ class Asking:
         self._say = say
         self._clock = clock
         self._sleep = sleep
-        self._has_replied = False
+        self._replies = 0
         self._failing_since: float | None = None
         self._is_told = False
 
@@ -63,10 +65,12 @@ class Asking:
         """
         tries, pause = 0, _FIRST_PAUSE_SECONDS
         while True:
+            replies = self._replies
             try:
                 answer = await self._ask(request)
             except TryAgainError as error:
-                tries += not error.is_away
+                is_away = error.failure in ("away", "unreached") and replies == self._replies
+                tries += not (is_away or error.failure == "busy")
                 if tries >= max_tries:
                     raise
                 self._fail(error)
@@ -114,7 +118,7 @@ class Asking:
 
     def _fail(self, error: TryAgainError) -> None:
         """Raises TeacherUnavailable unless there is time for another try."""
-        if error.is_unreached and not self._has_replied:
+        if error.failure == "unreached" and not self._replies:
             raise TeacherUnavailable(f"{error}; is the server running, and is --from its address?")
         now = self._clock()
         if self._failing_since is None:
@@ -123,12 +127,12 @@ class Asking:
             raise TeacherUnavailable(
                 f"{error}. No reply for {self._outage_seconds:g} s (--outage-seconds)"
             )
-        if error.is_away and not self._is_told:
+        if error.failure != "failed" and not self._is_told:
             self._is_told = True
             self._say(f"{error}; trying again for up to {self._outage_seconds:g} s")
 
     def _reply(self) -> None:
-        self._has_replied = True
+        self._replies += 1
         self._failing_since = None
         if self._is_told:
             self._is_told = False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lectern_common.errors import InvalidRequest, Misconfigured, NotFound, Unauthenticated
 from lectern_common.words import inert_name
-from lectern_data.asking.answer import Answer, RefusedError, TryAgainError, judged, shown
+from lectern_data.asking.answer import Answer, Failure, RefusedError, TryAgainError, judged, shown
 from lectern_data.asking.requests import PATHS, Request
 from lectern_data.asking.settings import GenerateSettings, Way
 
@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 KEY_VARIABLE = "OPENAI_API_KEY"
 _CONNECT_SECONDS = 10.0
 _LONGEST_WAIT_SECONDS = 300.0
-# The server has no time, or something in front of it does not reach it.
-_AWAY = {429, 502, 503, 504, 529}
-# This request failed; another try may not.
-_FAILED = {408, 409, 425, 500}
+# Statuses after which another try may get an answer; others of 500 and above are failures too.
+_FAILURES: dict[int, Failure] = {
+    **dict.fromkeys((408, 409, 425), "failed"),
+    **dict.fromkeys((429, 503, 529), "busy"),
+    502: "away",
+}
 
 
 class NotOfferedError(Exception):
@@ -96,7 +98,7 @@ class Server:
             # One that breaks off may be this request's fault, if the server dies of it.
             is_unreached = isinstance(cause, self._http.ConnectError)
             why = f"cannot reach {self.url}: {why}"
-            raise TryAgainError(why, is_unreached=is_unreached) from None
+            raise TryAgainError(why, "unreached" if is_unreached else "failed") from None
         except library.APIStatusError as error:
             raise self._of_status(error, request.way) from None
         except (library.APIError, ValueError):  # a body that is not the JSON that it says it is
@@ -121,14 +123,10 @@ class Server:
             )
         if status in (404, 405, 501):
             return NotOfferedError(f"{self.url}{PATHS[way]} answers {status}: {said}")
-        if status in _AWAY:
-            return TryAgainError(
-                f"{self.url} answers {status}: {said}",
-                is_away=True,
-                after_seconds=_retry_after(error.response.headers),
-            )
-        if status in _FAILED or status >= 500:
-            return TryAgainError(f"{self.url} answers {status}: {said}")
+        if status in _FAILURES or status >= 500:
+            wait = _retry_after(error.response.headers)
+            why = f"{self.url} answers {status}: {said}"
+            return TryAgainError(why, _FAILURES.get(status, "failed"), wait)
         return RefusedError(f"the server answers {status}: {said}")
 
 

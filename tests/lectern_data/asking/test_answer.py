@@ -54,8 +54,9 @@ def test_a_message_keeps_what_it_says_thinks_and_calls_and_nothing_else() -> Non
     ],
 )
 def test_only_length_means_that_an_answer_was_cut(finish: str | None, kept: str) -> None:
-    for way in ("chat", "text"):
-        assert judged(body(way, finish_reason=finish), way).finish_reason == kept  # type: ignore
+    ways: tuple[Way, ...] = ("chat", "text")
+    for way in ways:
+        assert judged(body(way, finish_reason=finish), way).finish_reason == kept
 
 
 @pytest.mark.parametrize("count", [None, -1, 1.5, "7", True, [7], 2**60])

@@ -107,7 +107,7 @@ def test_a_request_says_what_is_set_and_nothing_else(server, tmp_path) -> None:
         "messages": [{"role": "user", "content": "q0"}],
         "max_tokens": 1024,
     }
-    more = {"max_tokens": 7, "temperature": 0.0, "top_p": 0.5, "send": "text"}
+    more: dict[str, Any] = {"max_tokens": 7, "temperature": 0.0, "top_p": 0.5, "send": "text"}
     run(server, prompts(tmp_path, 1), tmp_path / "b.jsonl", **more)
     (path, body, _) = server.got[1]
     seed = body.pop("seed")
@@ -171,18 +171,17 @@ def test_a_chat_is_asked_up_to_its_last_answer_and_earlier_ones_are_context(
 
 def test_what_a_prompt_stands_under_is_found_or_set(server, tmp_path) -> None:
     talk = [{"role": "user", "content": "hello"}]
-    for number, (row, options) in enumerate(
-        [
-            ({"prompt": "hello"}, {}),
-            ({"prompt": talk}, {}),
-            ({"messages": talk}, {}),
-            ({"messages": json.dumps(talk)}, {}),
-            ({"question": "hello", "prompt": "no"}, {"prompt_field": "question"}),
-            ({"talk": talk, "messages": []}, {"messages_field": "talk"}),
-            ({"prompt": "no", "messages": talk}, {"messages_field": "messages"}),
-            ({"prompt": "hello", "messages": talk[:0]}, {"prompt_field": "prompt"}),
-        ]
-    ):
+    cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"prompt": "hello"}, {}),
+        ({"prompt": talk}, {}),
+        ({"messages": talk}, {}),
+        ({"messages": json.dumps(talk)}, {}),
+        ({"question": "hello", "prompt": "no"}, {"prompt_field": "question"}),
+        ({"talk": talk, "messages": []}, {"messages_field": "talk"}),
+        ({"prompt": "no", "messages": talk}, {"messages_field": "messages"}),
+        ({"prompt": "hello", "messages": talk[:0]}, {"prompt_field": "prompt"}),
+    ]
+    for number, (row, options) in enumerate(cases):
         server.got.clear()
         run(server, written(tmp_path / "p.jsonl", [row]), tmp_path / f"{number}.jsonl", **options)
         assert [body["messages"] for body in server.bodies] == [talk], row
@@ -541,12 +540,12 @@ def test_one_output_is_made_by_one_process(server, tmp_path) -> None:
 
 def test_a_dataset_is_prepared_of_the_answers_at_once(server, tmp_path) -> None:
     tokenizer = tokenizer_in(tmp_path / "t")
-    more = {"tokenizer": tokenizer, "validation_fraction": 0.5}
+    more: dict[str, Any] = {"tokenizer": tokenizer, "validation_fraction": 0.5}
     done = run(server, chats(tmp_path, 8), tmp_path / "data", **more)
     manifest = read_manifest(tmp_path / "data")
     assert manifest.content == "chats" and done.prepared is not None
     held_out = read_manifest(tmp_path / "data-validation")
-    assert manifest.document_count + held_out.document_count == 8
+    assert (manifest.document_count or 0) + (held_out.document_count or 0) == 8
     assert len(rows_of(tmp_path / "data.jsonl")) == 8
     ids = np.frombuffer((tmp_path / "data/shard-00000.bin").read_bytes(), "<u4")
     mask = np.frombuffer((tmp_path / "data/mask-00000.bin").read_bytes(), "u1")
@@ -556,7 +555,7 @@ def test_a_dataset_is_prepared_of_the_answers_at_once(server, tmp_path) -> None:
 
 def test_texts_give_a_dataset_of_texts(server, tmp_path) -> None:
     tokenizer = tokenizer_in(tmp_path / "t", None)
-    more = {"tokenizer": tokenizer, "validation_fraction": 0}
+    more: dict[str, Any] = {"tokenizer": tokenizer, "validation_fraction": 0}
     done = run(server, prompts(tmp_path, 3), tmp_path / "data", **more)
     assert done.way == "text" and read_manifest(tmp_path / "data").content == "text"
 
@@ -573,7 +572,8 @@ def test_a_dataset_that_cannot_be_prepared_is_refused_before_anything_is_asked(
     with pytest.raises(InvalidRequest, match="a dataset needs the tokenizer: set --tokenizer"):
         run(server, chats(tmp_path), tmp_path / "data")
     bare = tokenizer_in(tmp_path / "t", None)
-    for more in ({}, {"send": "chat"}):
+    ways: list[dict[str, Any]] = [{}, {"send": "chat"}]
+    for more in ways:
         with pytest.raises(InvalidRequest, match="has no chat template"):
             run(server, chats(tmp_path), tmp_path / "data", tokenizer=bare, **more)
     (tmp_path / "data").mkdir()

@@ -13,8 +13,9 @@ from lectern_data.asking.requests import Request
 
 ANSWER = Answer(None, "hi", "stop", 1, "m")
 FAILED = TryAgainError("answers 500")
-BUSY = TryAgainError("answers 429", is_away=True)
-GONE = TryAgainError("cannot reach it", is_unreached=True)
+BUSY = TryAgainError("answers 429", "busy")
+AWAY = TryAgainError("answers 502", "away")
+GONE = TryAgainError("cannot reach it", "unreached")
 
 
 class Scripted:
@@ -81,9 +82,34 @@ def test_a_busy_server_is_waited_for_however_often_it_says_so() -> None:
 
 
 def test_a_server_that_says_how_long_to_wait_is_heard() -> None:
-    server = Scripted(a=[TryAgainError("busy", is_away=True, after_seconds=17.0)])
+    server = Scripted(a=[TryAgainError("busy", "busy", 17.0)])
     assert answered(server) == ANSWER
     assert server.slept == [17.0]
+
+
+def test_a_server_that_is_away_is_waited_for() -> None:
+    server = Scripted(a=[AWAY] * 9)
+    assert answered(server, outage_seconds=1000.0) == ANSWER
+
+
+def test_a_request_of_which_the_server_dies_each_time_is_given_up() -> None:
+    """Others are answered in between, so it is not the server that is away."""
+    for error in (AWAY, GONE):
+        server = Scripted(a=[error] * 99)
+        asking = server.asking(10_000.0)
+
+        async def both(asking: Asking = asking) -> None:
+            await asking.answer(request("first"))
+            others = asyncio.ensure_future(
+                asking.every(iter([request("b")] * 500), 1, lambda *_: None, lambda *_: None)
+            )
+            with pytest.raises(TryAgainError):
+                await asking.answer(request("a"))
+            await others
+
+        asyncio.run(both())
+        # During the first try, nothing else has been answered yet.
+        assert server.made.count("a") in (MAX_TRIES, MAX_TRIES + 1)
 
 
 def test_an_outage_ends_the_requests_once_its_time_is_over() -> None:
