@@ -12,7 +12,6 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-import structlog
 import uvicorn
 
 from control_plane.api.app import create_app
@@ -36,7 +35,7 @@ from lectern_common.callers import require_known_callers
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.files import write_atomic
 from lectern_common.listening import bound_sockets
-from lectern_common.logs import configure_logs
+from lectern_common.logs import configure_logs, get_logger
 from lectern_common.roots import Roots
 from lectern_common.run.webhook import read_receiver
 from lectern_common.teacher.secrets import SecretFiles
@@ -46,7 +45,7 @@ from lectern_common.words import address_of, bracketed, host_and_port, inert_nam
 SHUTDOWN_SECONDS = 3
 MAX_HEADER_BYTES = 16 * 1024
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 def main(

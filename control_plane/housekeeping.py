@@ -17,7 +17,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
-import structlog
 
 from control_plane.disk_space import DiskWatch
 from control_plane.runs.commands import RunCommands
@@ -27,7 +26,7 @@ from control_plane.runs.record import ACTIVE, Run
 from control_plane.tasks.queries import Tasks
 from control_plane.tasks.record import TASKS_NAME
 from lectern_common.errors import LecternError
-from lectern_common.logs import cap_log
+from lectern_common.logs import cap_log, get_logger
 from lectern_common.run.folder import RunFolder
 from lectern_common.stages.folder import TaskFolder
 
@@ -42,7 +41,7 @@ _LOCK_PROBE = re.compile(r"^\.lock-(?P<pid>\d+)-\d+$")
 _NEW_FOLDER = re.compile(r"^\.new-\w+$")
 _HALF_CHECKPOINT = re.compile(r"^\.writing-")
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 class Housekeeping:

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-import structlog
-
 from control_plane.disk_space import DiskWatch
 from control_plane.housekeeping import Housekeeping, sweep
 from control_plane.observing.deliveries import Deliveries
@@ -73,6 +71,7 @@ from lectern_common.errors import (
     TeacherUnavailable,
 )
 from lectern_common.files import take_lock
+from lectern_common.logs import get_logger
 from lectern_common.roots import Roots
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RunState
@@ -86,7 +85,7 @@ INDEX_SECONDS = 20.0
 MAX_THREADS = 32
 MAX_FORKS_AT_ONCE = 2
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 @dataclass

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import structlog
-
 from lectern_common.errors import InvalidRequest
 from lectern_common.files import end_of
+from lectern_common.logs import get_logger
 
 MAX_READ_BYTES = 1 << 20
 MAX_LINE_BYTES = 64 * 1024
@@ -30,7 +29,7 @@ MAX_COUNT = 2**53  # beyond it a browser's numbers are no longer exact
 _MAY_OVERFLOW = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{200}")
 Record = dict[str, Any]
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 def finite_record(record: Record) -> Record:

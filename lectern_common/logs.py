@@ -51,6 +51,17 @@ def configure_logs(level: str = "info") -> None:
     )
 
 
+def get_logger() -> Any:
+    """Returns a logger for a module.
+
+    A program that configures no logs, as one that imports a part of Lectern, gets only warnings,
+    on standard error: its standard output is its own.
+    """
+    if not structlog.is_configured():
+        configure_logs("warning")
+    return structlog.get_logger()
+
+
 class _Lines(structlog.WriteLogger):
     """Writes lines to a file; drops those for which there is no room or no reader."""
 

@@ -13,12 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
 from lectern_common.callers import is_loopback, read_token_file
 from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.files import write_atomic
-from lectern_common.logs import configure_logs
+from lectern_common.logs import configure_logs, get_logger
 from lectern_common.roots import Roots
 from lectern_common.words import host_and_port, inert_name
 from teacher_server.engine.seam import Engine
@@ -37,7 +35,7 @@ from teacher_server.rpc.tls import ServerTls, read_server_tls, ssl_context
 if TYPE_CHECKING:
     from teacher_server.observing.metrics_server import MetricsServer
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 def main(argv: list[str] | None = None) -> int:

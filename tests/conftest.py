@@ -5,7 +5,8 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-import structlog
+
+from lectern_common.logs import configure_logs
 
 # Two cores are shared by many tests and the processes they start; one thread each is also what
 # makes sums come out the same on every machine.
@@ -35,8 +36,6 @@ def signals_as_they_were() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def logs_as_they_were() -> Iterator[None]:
     """Programs that are run within a test configure logs, which would go to that test's streams."""
-    # structlog's own default draws tracebacks with the values of all variables, seconds for each.
-    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-    structlog.configure([*structlog.get_config()["processors"][:-1], plain])
+    configure_logs("debug")
     yield
-    structlog.reset_defaults()
+    configure_logs("debug")

@@ -12,7 +12,6 @@ import hmac
 from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
-import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -22,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from control_plane.api.problems import of_error, problem
 from control_plane.runs.callers import calling, described
 from lectern_common.errors import ReadOnlyToken
+from lectern_common.logs import get_logger
 from lectern_common.spec.load import MAX_SPEC_BYTES
 
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -45,7 +45,7 @@ SECURITY_HEADERS: Mapping[str, str] = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 class Guard:

@@ -6,7 +6,6 @@ from http import HTTPStatus
 from typing import Any
 
 import sqlalchemy as sa
-import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -17,6 +16,7 @@ from starlette.types import Scope
 from control_plane.runs.keeping.room import is_full
 from control_plane.views.problems import Problem
 from lectern_common.errors import CorruptData, InvalidRequest, InvalidSpec, LecternError, Overloaded
+from lectern_common.logs import get_logger
 from lectern_common.spec.refusals import problems_of
 from lectern_common.words import inert_name
 
@@ -70,7 +70,7 @@ _REASONS = {
     416: "range_not_satisfiable",
 }
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 def problem(

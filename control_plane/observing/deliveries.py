@@ -18,11 +18,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
-import structlog
-
 from control_plane.observing.receiver import Answer, send
 from control_plane.runs.alerts import MAX_ALERTS, Alert, Alerts
 from lectern_common.errors import Conflict, Overloaded
+from lectern_common.logs import get_logger
 from lectern_common.run.untrusted import cut
 from lectern_common.run.webhook import Receiver
 
@@ -37,7 +36,7 @@ _MAX_CONTENT = 1900  # characters; Discord takes 2,000
 _T = TypeVar("_T")
 Send = Callable[[Receiver, str, dict[str, Any]], Coroutine[Any, Any, Answer]]
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 class Deliveries:

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import structlog
 from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -28,6 +27,7 @@ from control_plane.tasks.record import Task
 from control_plane.views.alerts import alert_view
 from control_plane.views.tasks import task_view
 from lectern_common.errors import Overloaded
+from lectern_common.logs import get_logger
 
 MAX_STREAMS = 256
 FEED_SECONDS = 0.2
@@ -38,7 +38,7 @@ MAX_READERS = 8  # threads that read run folders; a disk that hangs delays only 
 
 _Read = TypeVar("_Read")
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 class Feed:

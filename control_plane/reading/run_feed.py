@@ -12,19 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import structlog
-
 from control_plane.reading.events import event_body
 from control_plane.reading.logs.feed import LogFeed
 from control_plane.reading.wakes import Wakes, signature
 from lectern_common.json_lines import NewRecords, Position, read_after
+from lectern_common.logs import get_logger
 
 POLL_SECONDS = 0.5  # metric files change without notice to the control plane
 MAX_KEPT_BYTES = 1 << 20
 MAX_KEPT_STATES = 1000
 _Read = TypeVar("_Read")
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 @dataclass(frozen=True)

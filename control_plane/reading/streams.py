@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from control_plane.reading.events import event, event_body
@@ -20,6 +19,7 @@ from control_plane.reading.wakes import set_within
 from control_plane.runs.queries import Runs
 from lectern_common.errors import InvalidRequest
 from lectern_common.json_lines import Position, read_after
+from lectern_common.logs import get_logger
 
 PING_SECONDS = 15.0
 MAX_PIECES = 500  # sent at once
@@ -28,7 +28,7 @@ PING = b": still here\n\n"
 RETRY = b"retry: 1000\n\n"
 _STATE_KEYS = ("at", "state", "wanted", "reason", "message", "attempt", "by")
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
-import structlog
 
 from control_plane.runs import decisions
 from control_plane.runs.alerts import AlertKind, Alerts, kind_of_change, sentence
@@ -42,6 +41,7 @@ from control_plane.runs.store import (
     tasks,
 )
 from lectern_common.errors import Conflict, InvalidRequest, NotFound, Overloaded
+from lectern_common.logs import get_logger
 from lectern_common.run.processes import Identity
 from lectern_common.run.status import RESTING, RunState, Status
 from lectern_common.spec.run_spec import LABELS, RunSpec
@@ -50,7 +50,7 @@ from lectern_common.teacher.identity import TeacherIdentity
 MAX_QUEUED = 1000
 QUEUE_RETRY_SECONDS = 60
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 class RunCommands:

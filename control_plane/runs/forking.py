@@ -22,7 +22,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from control_plane.runs.creation import Fork
@@ -37,6 +36,7 @@ from lectern_common.errors import (
     NotFound,
 )
 from lectern_common.files import fsync, rename_durably, require_locks
+from lectern_common.logs import get_logger
 from lectern_common.run.checkpoint_files import (
     FILE_NAMES,
     MANIFEST_NAME,
@@ -61,7 +61,7 @@ _MAX_STEPS_NAMED = 10
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_STATE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, FileNotFoundError)
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 @dataclass(frozen=True)

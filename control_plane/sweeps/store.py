@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-import structlog
 
 from control_plane.runs.commands import RunCommands
 from control_plane.runs.creation import insert_runs, new_id
 from control_plane.runs.record import ACTIVE, Run, select_runs
 from control_plane.runs.store import Store, runs, sweep_runs, sweeps
 from lectern_common.errors import Conflict, InvalidRequest, NotFound
+from lectern_common.logs import get_logger
 from lectern_common.run.status import RunState
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.spec.sweep import Goal, Sweep
 from lectern_common.teacher.identity import TeacherIdentity
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 @dataclass(frozen=True)

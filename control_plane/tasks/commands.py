@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
-import structlog
 
 from control_plane.runs import decisions
 from control_plane.runs.alerts import AlertKind, Alerts
@@ -19,6 +18,7 @@ from control_plane.runs.record import ACTIVE, Change, Wanted, get_run, newest_re
 from control_plane.runs.store import Store, deleted_runs, runs, tasks
 from control_plane.tasks.record import Task, get_task, select_tasks
 from lectern_common.errors import Conflict, NotFound, Overloaded
+from lectern_common.logs import get_logger
 from lectern_common.run.processes import Identity
 from lectern_common.run.status import RESTING, RunState
 from lectern_common.stages.status import TaskStatus
@@ -29,7 +29,7 @@ MAX_GOES = 15
 _NO_PID = dict.fromkeys(("pid", "boot_id", "start_ticks"))
 _NO_PROCESS = {**_NO_PID, "slots": None, "threads": None}
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 class TaskCommands:

@@ -9,21 +9,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from control_plane.runs.keeping.deletion import delete_folder, finish_deletions_in
 from control_plane.runs.record import Wanted
 from control_plane.tasks.commands import TaskCommands
 from control_plane.tasks.queries import Tasks
 from control_plane.tasks.record import TASKS_NAME, Task
 from lectern_common.errors import LecternError, NotFound
+from lectern_common.logs import get_logger
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RESTING, RunState
 from lectern_common.stages.folder import TaskFolder
 from lectern_common.stages.requests import STAGES
 from lectern_common.stages.status import values_of
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 def delete_task(commands: TaskCommands, task: Task, runs_root: Path) -> bool:

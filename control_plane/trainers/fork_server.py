@@ -19,9 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 
-import structlog
-
 from control_plane.trainers.environment import trainer_environment
+from lectern_common.logs import get_logger
 from lectern_common.threads import THREADS_VARIABLE
 
 FORK_SERVER_ARGV = (sys.executable, "-m", "student_trainer", "--fork-server")
@@ -39,7 +38,7 @@ _SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?|_PROXY)$", re.IGN
 # Not secret, and read when libraries are imported.
 _NOT_SECRET = "HF_HUB_DISABLE_IMPLICIT_TOKEN"  # noqa: S105
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 class NotForked(Exception):

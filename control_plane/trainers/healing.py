@@ -15,13 +15,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-
 from control_plane.runs.commands import RunCommands
 from control_plane.runs.healing import delay_seconds
 from control_plane.runs.queries import Runs
 from control_plane.runs.record import Run
 from lectern_common.errors import NotFound
+from lectern_common.logs import get_logger
 from lectern_common.run.status import RunState
 
 MAX_LOOKS_AT_ONCE = 4  # of each kind
@@ -29,7 +28,7 @@ MAX_LOOKS_AT_ONCE = 4  # of each kind
 # Returns what keeps the run from going on, or None.
 Obstacle = Callable[[Run], str | None]
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 @dataclass

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import psutil
-import structlog
 
 from control_plane.trainers.environment import trainer_environment
 from control_plane.trainers.fork_server import ForkServer, NotForked
 from control_plane.trainers.kinds.kind import Folder
+from lectern_common.logs import get_logger
 from lectern_common.run.folder import STOP_AT_CHECKPOINT_SIGNAL
 from lectern_common.run.processes import (
     PROC,
@@ -30,7 +30,7 @@ from lectern_common.run.processes import (
 )
 from lectern_common.stages.folder import TaskFolder
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 TRAINER_ARGV = (sys.executable, "-m", "student_trainer")
 

@@ -28,7 +28,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from control_plane.reading.logs.tail import last_line
@@ -54,6 +53,7 @@ from lectern_common.errors import (
     LecternError,
     NotFound,
 )
+from lectern_common.logs import get_logger
 from lectern_common.roots import Roots
 from lectern_common.run.processes import Identity
 from lectern_common.run.status import (
@@ -70,7 +70,7 @@ SIGNAL_AGAIN_SECONDS = 5.0
 KILL_SECONDS = 5.0  # from SIGKILL until the processes are gone
 POLL_SECONDS = 0.1
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 class Processes(Protocol):

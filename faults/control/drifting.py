@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
@@ -17,6 +18,7 @@ from faults.control.plane import (
     plane,
     trainers_below,
 )
+from faults.processes import wait_for
 from faults.row import Tally
 from faults.stage import Stage
 
@@ -98,6 +100,9 @@ def soak(stage: Stage) -> Tally:
     with plane(stage, home, trainers=("stand-in=0.002",)) as service:
         for _ in range(warm):
             _cycle(service, tally)
+        # From now on all threads and database connections are there that it keeps for good.
+        with ThreadPoolExecutor(32) as pool:
+            list(pool.map(lambda _: service.runs(), range(stage.tries(1000, 200))))
         before = _held(service)
         for number in range(cycles):
             stage.say(f"{number} of {cycles} cycles")
@@ -134,6 +139,8 @@ def _cycle(service: Plane, tally: Tally) -> None:
 
 
 def _held(service: Plane) -> dict[str, int]:
+    # Connections that this program has left open are closed after some seconds.
+    wait_for(lambda: not _has_connections(service.pid))
     usage = service.usage()
     children = psutil.Process(service.pid).children()
     zombies = sum(child.status() == psutil.STATUS_ZOMBIE for child in children)
@@ -143,6 +150,11 @@ def _held(service: Plane) -> dict[str, int]:
         "memory": usage.memory_bytes >> 20,
         "zombies": zombies,
     }
+
+
+def _has_connections(pid: int) -> bool:
+    found = psutil.Process(pid).net_connections("tcp")
+    return any(one.status != psutil.CONN_LISTEN for one in found)
 
 
 def stepped_clock(stage: Stage) -> Tally:
@@ -282,7 +294,7 @@ def _problem_beside(service: Plane, kept: str, name: str, shown: str) -> str:
         return f"the stream of all runs sends {size} bytes"
     if service.wait_until(kept, lambda run: run["step"] > before, 15)["step"] <= before:
         return "the run beside it is no longer looked after"
-    said = service.run(run_id)["message"] or ""
+    said = service.wait_until(run_id, lambda run: shown in str(run["message"]), 15)["message"]
     service.post(f"/runs/{run_id}/stop")
     end = service.wait_for_state(
         run_id, "stopped", "interrupted", "failed", "succeeded", seconds=30

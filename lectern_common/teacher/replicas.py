@@ -17,9 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-import structlog
-
 from lectern_common.errors import LecternError, Overloaded, TeacherUnavailable, WrongModel
+from lectern_common.logs import get_logger
 from lectern_common.teacher.address import DNS_SCHEME, replica_addresses
 from lectern_common.teacher.channel import TeacherChannel
 from lectern_common.teacher.secrets import Secrets
@@ -32,7 +31,7 @@ LONGEST_REST_SECONDS = 60.0
 # For a dns:/// name gRPC picks the server, so after a failure the call is repeated.
 DNS_ATTEMPTS = 3
 
-_log = structlog.get_logger()
+_log = get_logger()
 _Answer = TypeVar("_Answer")
 
 

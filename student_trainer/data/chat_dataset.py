@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import structlog
 
 from lectern_common.checks.documents import require_documents, require_short_chats
 from lectern_common.checks.row_counts import chat_starts, chats_with
+from lectern_common.logs import get_logger
 from lectern_common.tokens.chat_rows import LongChats, chat_lengths, fit, segments
 from lectern_common.tokens.shards import (
     ShardManifest,
@@ -24,7 +24,7 @@ from student_trainer.data.chats import ChatRows, Chats
 from student_trainer.data.scan import Seen, checked_blocks, open_streams, require_few
 from student_trainer.seeds import Key, raw_bits
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 # Tokens scanned at a time; each takes about 40 bytes.
 _SCAN_TOKENS = 1 << 20

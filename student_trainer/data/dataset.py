@@ -12,17 +12,17 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import structlog
 
 from lectern_common.checks.documents import require_documents
 from lectern_common.checks.row_counts import rows_with
+from lectern_common.logs import get_logger
 from lectern_common.tokens.shards import ShardManifest, read_document_starts, read_manifest
 from student_trainer.batch import Tokens
 from student_trainer.data.rows import ChosenRows, StreamRows
 from student_trainer.data.scan import Seen, checked_blocks, open_streams, require_few
 from student_trainer.seeds import Key, raw_bits
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 # Tokens scanned at a time.
 _SCAN_TOKENS = 1 << 22

@@ -10,12 +10,12 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import structlog
 
 from lectern_common.checks.compatibility import require_data_fits
 from lectern_common.checks.needs.rollouts import why_no_beginnings
 from lectern_common.checks.rules import named_rows
 from lectern_common.errors import Incompatible, InvalidSpec
+from lectern_common.logs import get_logger
 from lectern_common.tokens.prompt_sets import prompt_lengths, prompt_starts, read_prompt_manifest
 from lectern_common.tokens.shards import ShardManifest
 from lectern_common.tokens.tokenizer_map import TokenizerMap
@@ -24,7 +24,7 @@ from student_trainer.data.chats import ChatRows
 from student_trainer.data.rows import ChosenRows, Rows
 from student_trainer.data.scan import checked_blocks, open_streams
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 # Tokens scanned at a time.
 _SCAN_TOKENS = 1 << 22

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import structlog
 
 from lectern_common.checks.rules import named_rows, require_few_unknown
 from lectern_common.errors import CorruptData
+from lectern_common.logs import get_logger
 from lectern_common.tokens.shards import ShardManifest, open_masks, open_shards
 from student_trainer.batch import Tokens
 from student_trainer.data.stream import TokenStream
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 def open_streams(folder: Path, manifest: ShardManifest) -> tuple[TokenStream, TokenStream | None]:

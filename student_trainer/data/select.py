@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import structlog
 
 from lectern_common.checks.compatibility import require_data_fits
 from lectern_common.checks.documents import documents_held_out, require_chats, with_documents
@@ -20,6 +19,7 @@ from lectern_common.checks.rules import (
     why_no_prompt_set,
 )
 from lectern_common.errors import InvalidSpec, NotFound
+from lectern_common.logs import get_logger
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.tokens.chat_rows import LONG_CHATS
@@ -30,7 +30,7 @@ from student_trainer.data.chats import ChatRows
 from student_trainer.data.dataset import TokenRows, in_both, open_dataset
 from student_trainer.data.rows import ChosenRows, Rows, SyntheticRows, held_out, spread
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import structlog
 
 from lectern_common.errors import CorruptData, InvalidRequest
+from lectern_common.logs import get_logger
 from lectern_common.tokens.chat_rows import LONG_CHATS
 from lectern_common.tokens.shards import (
     ShardManifest,
@@ -30,7 +30,7 @@ from student_trainer.data.rows import batch_from
 from student_trainer.data.stream import TokenStream, synthetic_row
 from student_trainer.targets import IGNORE_INDEX
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 def open_stream(folder: Path) -> tuple[TokenStream, ShardManifest]:

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import structlog
 from torch import Tensor
 
 from lectern_common.errors import CorruptData, NotFound
 from lectern_common.files import new_folder, rename_durably
+from lectern_common.logs import get_logger
 from lectern_common.run.checkpoint_files import (
     MANIFEST_NAME,
     MODEL_NAME,
@@ -43,7 +43,7 @@ from lectern_common.run.folder import checkpoint_steps
 from lectern_common.spec.suites import VALIDATION_LOSS
 from student_trainer.journal.disk_full import disk_full_as_error
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 _TEMPORARY = ".writing-"
 

@@ -13,14 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import structlog
-
 from lectern_common.errors import DiskStalled, Misconfigured
 from lectern_common.files import fsync
 from lectern_common.json_lines import append_json_line
+from lectern_common.logs import get_logger
 from student_trainer.stop import Stop
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 Metrics = Mapping[str, float | None]
 

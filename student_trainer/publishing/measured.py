@@ -5,14 +5,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-
 from lectern_common.errors import LecternError
+from lectern_common.logs import get_logger
 from lectern_common.stages.folder import TaskFolder
 from student_trainer.exporting.finished import FinishedRun
 from student_trainer.student.export import METADATA_NAME
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 _LOSS = ("cross_entropy", "Cross entropy, nats a token")
 _KL = ("kl", "KL divergence from the teacher, nats a token")

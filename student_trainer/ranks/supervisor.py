@@ -29,13 +29,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
-import structlog
 
+from lectern_common.logs import get_logger
 from lectern_common.run.folder import STOP_AT_CHECKPOINT_SIGNAL
 from lectern_common.threads import THREADS_VARIABLE, usable_cores
 from student_trainer.stop import Stop
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 RENDEZVOUS = "LECTERN_RENDEZVOUS"
 _SUPERVISOR = "LECTERN_SUPERVISOR"

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import structlog
 import torch
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from lectern_common.checks.needs.memory import (
 )
 from lectern_common.checks.vocabularies import NOTHING_UNTAUGHT, Untaught
 from lectern_common.errors import Incompatible, Misconfigured, SameWeights
+from lectern_common.logs import get_logger
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.teacher.address import is_one_server
 from lectern_common.wire.formats import Representation
@@ -50,7 +50,7 @@ from student_trainer.teacher.prefetch import MicroBatch
 from student_trainer.teacher.probe import Answering, ProbeRows, probe_teacher
 from student_trainer.teacher.recorded import RecordedTeacher
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 def memory_needed(

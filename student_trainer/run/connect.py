@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import structlog
-
 from lectern_common.checks.beginnings import beginnings_check
 from lectern_common.checks.compatibility import StudentFacts, require_teacher_fits
 from lectern_common.checks.documents import data_folders
 from lectern_common.checks.needs.rollouts import prompts_folder
 from lectern_common.checks.record import record_folder, require_record_fits
 from lectern_common.checks.vocabularies import Untaught
+from lectern_common.logs import get_logger
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.spec.sections import TeacherSpec
 from lectern_common.teacher.address import replica_addresses
@@ -22,7 +21,7 @@ from student_trainer.teacher.advice import TeacherFacts, WaitAdvice
 from student_trainer.teacher.recorded import RecordedTeacher
 from student_trainer.teacher.remote import RemoteTeacher, teacher_of
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 def open_teaching(

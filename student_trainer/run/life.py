@@ -8,9 +8,8 @@ import sys
 import traceback
 from contextlib import ExitStack, suppress
 
-import structlog
-
 from lectern_common.errors import Conflict, CorruptData, InvalidSpec, LecternError
+from lectern_common.logs import get_logger
 from lectern_common.roots import Roots
 from lectern_common.run.folder import RunFolder, checkpoint_steps
 from lectern_common.run.status import RunState
@@ -29,7 +28,7 @@ from student_trainer.ranks.supervisor import (
 )
 from student_trainer.stop import Stop, StopRequested
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 # Exit statuses; see __main__.py.
 SUCCEEDED, FAILED, INTERRUPTED = 0, 1, 75

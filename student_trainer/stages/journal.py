@@ -6,8 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-import structlog
-
+from lectern_common.logs import get_logger
 from lectern_common.run.processes import identity_of
 from lectern_common.run.status import HEARTBEAT_SECONDS, RunState, attempt_of_environment
 from lectern_common.stages.folder import TaskFolder
@@ -18,7 +17,7 @@ from student_trainer.stop import Stop
 # Over how much of the last time the rate is taken.
 _PACE_SECONDS = 30.0
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 class TaskJournal:

@@ -13,9 +13,8 @@ it leaves the folder untouched. A task that has succeeded succeeds again at once
 import traceback
 from collections.abc import Callable, Mapping
 
-import structlog
-
 from lectern_common.errors import InvalidRequest, LecternError
+from lectern_common.logs import get_logger
 from lectern_common.roots import Roots
 from lectern_common.run.status import RunState
 from lectern_common.stages.folder import TaskFolder
@@ -29,7 +28,7 @@ SUCCEEDED, FAILED, GOES_ON = 0, 1, 75
 # A task may be started again while the children of a killed process are still ending.
 _CHILDREN_END_SECONDS = 10.0
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 def run_task(

@@ -12,12 +12,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import structlog
 import torch
 from transformers import PreTrainedModel
 
 from lectern_common.errors import CorruptData
 from lectern_common.files import new_folder
+from lectern_common.logs import get_logger
 from lectern_common.tokens.weights import safetensors_files, weights_sha256
 from lectern_models.loading import load_causal_lm
 from student_trainer.journal.disk_full import disk_full_as_error
@@ -26,7 +26,7 @@ from student_trainer.student.exported_tokenizer import write_tokenizer
 from student_trainer.student.lora import Adapters
 from student_trainer.student.tensors import all_tensors
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 METADATA_NAME = "distillation_metadata.json"
 ADAPTER_FOLDER = "adapter"

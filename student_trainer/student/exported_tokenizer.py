@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import structlog
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from lectern_common.logs import get_logger
 from lectern_common.tokens.shards import (
     MANIFEST_NAME,
     TOKENIZER_NAME,
@@ -34,7 +34,7 @@ from lectern_common.tokens.tokenizer_files import (
 )
 from student_trainer.student.same_ids import first_difference, texts_of
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 README_NAME = "README.md"
 AUTO_TOKENIZER = "AutoTokenizer.from_pretrained"

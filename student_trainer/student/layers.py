@@ -9,17 +9,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import structlog
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lectern_common.checks.rules import require_layers_to_leave_out
 from lectern_common.errors import InvalidSpec
+from lectern_common.logs import get_logger
 from lectern_models.body_and_head import split
 from lectern_models.layers import layer_lists
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 _FIELD = "student.keep_every_nth_layer"
 _PROBE_SHAPE = (2, 9)

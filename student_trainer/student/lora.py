@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import structlog
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lectern_common.errors import CorruptData, InvalidSpec
+from lectern_common.logs import get_logger
 from lectern_common.spec.sections import LoraSpec
 from lectern_models.body_and_head import split
 from lectern_models.quantization import require_packages
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"

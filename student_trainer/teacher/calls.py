@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import grpc
-import structlog
 
+from lectern_common.logs import get_logger
 from lectern_common.teacher.channel import TeacherChannel
 from lectern_common.teacher.replicas import TeacherReplicas
 from protos import teacher_pb2
@@ -20,7 +20,7 @@ from student_trainer.stop import SLICE_SECONDS, Stop, StopRequested
 from student_trainer.teacher.outage import Outage
 from student_trainer.teacher.reply import DamagedReply
 
-_log = structlog.get_logger()
+_log = get_logger()
 _Answer = TypeVar("_Answer")
 
 _SHORT_CALL_SECONDS = 10.0

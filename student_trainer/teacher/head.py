@@ -15,19 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.torch
-import structlog
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lectern_common.errors import TeacherError
 from lectern_common.files import replaced_file
+from lectern_common.logs import get_logger
 from lectern_common.wire.formats import Widths
 from lectern_models.logits.output_head import HeadTransform, OutputHead
 from protos import teacher_pb2
 from student_trainer.teacher.reply import DamagedReply, require_fingerprint, tensor_of
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 def assemble_head(

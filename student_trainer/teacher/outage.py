@@ -14,12 +14,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TypeVar
 
-import structlog
-
 from lectern_common.errors import Overloaded, TeacherUnavailable
+from lectern_common.logs import get_logger
 from student_trainer.stop import Stop
 
-_log = structlog.get_logger()
+_log = get_logger()
 _Answer = TypeVar("_Answer")
 
 _FIRST_PAUSE_SECONDS = 0.1

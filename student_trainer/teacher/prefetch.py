@@ -13,13 +13,12 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import structlog
-
+from lectern_common.logs import get_logger
 from student_trainer.batch import Batch
 from student_trainer.stop import SLICE_SECONDS, Stop
 from student_trainer.targets import TeacherTargets
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 MAX_THREADS = 4
 _JOIN_SECONDS = 5.0

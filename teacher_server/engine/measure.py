@@ -9,13 +9,13 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-import structlog
 
 from lectern_common.errors import Misconfigured, TeacherOutOfMemory
+from lectern_common.logs import get_logger
 from lectern_common.wire.formats import Representation
 from teacher_server.engine.seam import Engine, SequenceAsk, base_ask
 
-log = structlog.get_logger()
+log = get_logger()
 
 SECONDS = 1.0
 

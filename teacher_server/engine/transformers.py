@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import structlog
 import torch
 from transformers import PreTrainedModel
 
 from lectern_common.errors import Misconfigured, TeacherOutOfMemory
+from lectern_common.logs import get_logger
 from lectern_models.body_and_head import split_or_why
 from lectern_models.loading import load_causal_lm
 from lectern_models.logits.blocks import AskedLogits
@@ -44,7 +44,7 @@ from teacher_server.engine.seam import (
     require_finite,
 )
 
-log = structlog.get_logger()
+log = get_logger()
 
 _Result = TypeVar("_Result")
 

@@ -12,15 +12,14 @@ import ssl
 from collections.abc import Callable
 from http import HTTPStatus
 
-import structlog
-
 from lectern_common.errors import Misconfigured
 from lectern_common.listening import bound_sockets
+from lectern_common.logs import get_logger
 from lectern_common.words import address_of
 from protos import teacher_pb2
 from teacher_server.observing.metrics import CONTENT_TYPE, exposition
 
-log = structlog.get_logger()
+log = get_logger()
 
 PATH = "/metrics"
 MAX_CONNECTIONS = 32

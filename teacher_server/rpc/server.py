@@ -15,13 +15,13 @@ from typing import Any
 
 import grpc
 import psutil
-import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
 from grpc_reflection.v1alpha import reflection
 
 from lectern_common.errors import Misconfigured
 from lectern_common.listening import EVERY_IPV4, addresses_named, bound_sockets
+from lectern_common.logs import get_logger
 from lectern_common.wire.formats import MAX_MESSAGE_BYTES
 from lectern_common.wire.pieces import serialized
 from lectern_common.words import address_of, host_and_port
@@ -39,7 +39,7 @@ from teacher_server.scheduling.fair_share import FairShare
 from teacher_server.scheduling.scheduler import Scheduler
 from teacher_server.scheduling.sharing import Sharing
 
-log = structlog.get_logger()
+log = get_logger()
 
 SERVICE_NAME = teacher_pb2.DESCRIPTOR.services_by_name["Teacher"].full_name
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-import structlog
 
 from lectern_common.errors import (
     InvalidRequest,
@@ -20,6 +19,7 @@ from lectern_common.errors import (
     TeacherError,
     TeacherUnavailable,
 )
+from lectern_common.logs import get_logger
 from lectern_common.teacher.channel import FIELD_KEY, PUSHBACK_KEY, REASON_KEY
 from protos import teacher_pb2, teacher_pb2_grpc
 from teacher_server.engine.seam import Engine, ScoringRequest
@@ -28,7 +28,7 @@ from teacher_server.rpc.limits import Limits
 from teacher_server.scheduling.accounting import Accounting
 from teacher_server.scheduling.batcher import Batcher
 
-log = structlog.get_logger()
+log = get_logger()
 
 # Trailing metadata is capped at 8 KiB by most peers.
 _MAX_DETAIL_CHARACTERS = 1500

@@ -17,13 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import structlog
 
 from lectern_common.errors import Misconfigured
 from lectern_common.files import replaced_file, take_lock
+from lectern_common.logs import get_logger
 from teacher_server.engine.seam import ComputedRows
 
-log = structlog.get_logger()
+log = get_logger()
 
 _HEADER = struct.Struct("<8sIIQ")  # magic, crc32, row lengths, payload bytes
 _MAGIC = b"LECROWS1"

@@ -5,14 +5,13 @@ Policy only: computes nothing, imports no torch, awaits nothing.
 
 from collections.abc import Sequence
 
-import structlog
-
+from lectern_common.logs import get_logger
 from teacher_server.engine.seam import ModelFacts
 from teacher_server.scheduling.batch_shapes import NearLengths, equal_lengths
 from teacher_server.scheduling.fair_share import FairShare
 from teacher_server.scheduling.requests import Flight, Ticket
 
-log = structlog.get_logger()
+log = get_logger()
 
 # Sequences of one request that are considered for a batch.
 _WINDOW = 128

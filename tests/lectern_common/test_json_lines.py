@@ -281,7 +281,7 @@ def test_a_line_that_is_too_long_is_passed_over_and_said(
         if not new.more:
             break
     assert found == [0, 1, 2]
-    assert capsys.readouterr().out.count("line too long") == 1
+    assert capsys.readouterr().err.count("line too long") == 1
     with path.open("rb") as file:
         assert position_at(file, position.offset) == position
 

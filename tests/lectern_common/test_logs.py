@@ -73,3 +73,15 @@ def test_what_somebody_else_named_stays_one_line_and_moves_no_cursor() -> None:
     _, _, line = done.stderr.partition(" ")
     shown = r'level=info event=asked path="/x\\x1b[2J\\rlevel=error\\u202e" file=a\nb n=1'
     assert line == f"{shown}\n"
+
+
+def test_a_program_that_configures_no_logs_keeps_its_standard_output() -> None:
+    code = (
+        "from lectern_common.logs import get_logger; log = get_logger()\n"
+        "log.info('answered', tokens=3); log.warning('teacher_gone', address='a:1')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert [line.split(" ", 1)[1] for line in done.stderr.splitlines()] == [
+        "level=warning event=teacher_gone address=a:1"
+    ]

@@ -6,16 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from control_plane.reading.logs.pieces import Piece, next_piece
 from control_plane.reading.wakes import Wakes, signature
 from lectern_common.errors import CorruptData
+from lectern_common.logs import get_logger
 
 POLL_SECONDS = 0.5  # logs grow without notice to the control plane
 MAX_KEPT_BYTES = 1 << 20
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 class LogFeed:

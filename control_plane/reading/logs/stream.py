@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator
 
-import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from control_plane.reading.events import event
@@ -12,10 +11,11 @@ from control_plane.reading.streams import PING, PING_SECONDS, RETRY
 from control_plane.reading.wakes import first_of
 from control_plane.runs.record import Run
 from lectern_common.errors import CorruptData, NotFound
+from lectern_common.logs import get_logger
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RESTING
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 async def log_events(feed: Feed, folder: RunFolder, position: int) -> AsyncGenerator[bytes, None]:

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import structlog
-
 from control_plane.reading.series.chunk import CHUNK_LINES, Chunk, chunk_of, merged
 from control_plane.reading.series.index_file import IndexFile
 from control_plane.reading.series.lines import Line, read_lines
 from lectern_common.json_lines import Position, position_at
+from lectern_common.logs import get_logger
 
 # Two million lines; then pairs of chunks are merged, so that the index stays below about 50 MB.
 MAX_CHUNKS = 2048
@@ -29,7 +28,7 @@ MAX_CHUNKS_IN_MEMORY = 256
 # Texts of 1,024 lines that are read again before the index is believed.
 CHECKED = 12
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from control_plane.runs.commands import RunCommands
 from control_plane.runs.keeping.deletion import aside_of, put_back
 from control_plane.runs.queries import Runs
@@ -30,6 +28,7 @@ from lectern_common.errors import (
 )
 from lectern_common.files import lock_file
 from lectern_common.json_lines import MAX_LINE_BYTES
+from lectern_common.logs import get_logger
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.processes import PROC, Identity
 from lectern_common.run.status import RESTING, RunState, Status, values_of
@@ -42,7 +41,7 @@ _MAX_LOGGED = 3
 _CPU = "cpu"
 _NO_PID = dict.fromkeys(("pid", "boot_id", "start_ticks"))
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 @dataclass

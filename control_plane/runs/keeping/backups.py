@@ -18,10 +18,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
-import structlog
-
 from lectern_common.errors import Misconfigured
 from lectern_common.files import fsync, rename_durably
+from lectern_common.logs import get_logger
 from lectern_common.words import duration
 
 BUSY_TIMEOUT_SECONDS = 2.0
@@ -31,7 +30,7 @@ RETRY_SECONDS = 600.0
 _STAMP = "%Y%m%dT%H%M%SZ"
 _NAME = re.compile(r"-(?P<number>\d{6,})-(?P<stamp>\d{8}T\d{6}Z)-(?P<kind>[a-z]+)\.")
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 class Kind(StrEnum):

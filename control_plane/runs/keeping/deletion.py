@@ -12,20 +12,19 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-import structlog
-
 from control_plane.runs.commands import RunCommands
 from control_plane.runs.keeping.room import Room
 from control_plane.runs.queries import Runs
 from lectern_common.errors import Conflict, NotFound
 from lectern_common.files import rename_durably
+from lectern_common.logs import get_logger
 from lectern_common.run.folder import RunFolder
 from lectern_common.stages.folder import TaskFolder
 
 _ASIDE = ".deleted-"
 _REMOVING = ".removing-"
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 def delete_run(commands: RunCommands, folder: RunFolder, since: float | None = None) -> bool:

@@ -11,7 +11,8 @@ from shutil import disk_usage
 from typing import TypeVar
 
 import sqlalchemy as sa
-import structlog
+
+from lectern_common.logs import get_logger
 
 # The rows of a long run, about a thousand pages.
 ROOM_BYTES = 4 << 20
@@ -19,7 +20,7 @@ _LEAST_FREE = 8 * ROOM_BYTES  # taking room must not be what fills the disk
 
 T = TypeVar("T")
 
-_log = structlog.get_logger()
+_log = get_logger()
 
 
 class Room:

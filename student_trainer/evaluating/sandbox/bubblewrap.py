@@ -5,7 +5,9 @@ system's programs and libraries, read-only, an empty /tmp in memory, and nothing
 home, no sockets. When its first process ends, or the process that has started it, all of it ends.
 
 Resource limits do not hold for the user root, so a sandbox that root starts has the ids of an
-unused user from the beginning, each of those that run at the same time another one.
+unused user from the beginning, each of those that run at the same time another one. The program
+setpriv gives it those: if `subprocess` did, it would fork, and what other libraries do in a forked
+process (gRPC's threads are the usual case) has kept sandboxes from starting.
 """
 
 import os
@@ -48,13 +50,11 @@ class Command:
     Attributes:
         argv: ends before the interpreter's own arguments.
         environment: all that it gets of one.
-        user_id: to start it as; None means this process's own.
         shares_user: the programs run as a user that has other processes.
     """
 
     argv: list[str]
     environment: Mapping[str, str] = field(default_factory=dict)
-    user_id: int | None = None
     shares_user: bool = True
 
 
@@ -78,13 +78,11 @@ def sandbox_commands(file_bytes: int, count: int) -> list[Command]:
     if os.geteuid() == 0:
         ids = _unused_ids(count)
         python, prefix = _python_for_everyone()
-        return [
-            Command(_argv(program, python, prefix, file_bytes), _ENVIRONMENT, one, False)
-            for one in ids
-        ]
+        argv = _argv(program, python, prefix, file_bytes)
+        return [Command([*_as_user(one), *argv], _ENVIRONMENT, False) for one in ids]
     python, prefix = _own_python()
     # Its user namespace counts its own processes (Linux 5.14), so the user's others do not matter.
-    command = Command(_argv(program, python, prefix, file_bytes), _ENVIRONMENT, None, False)
+    command = Command(_argv(program, python, prefix, file_bytes), _ENVIRONMENT, False)
     return [command] * count
 
 
@@ -99,6 +97,17 @@ def _argv(program: str, python: str, prefix: Path, file_bytes: int) -> list[str]
     argv += ["--dev", "/dev", "--remount-ro", "/dev"]
     argv += ["--size", str(file_bytes), "--tmpfs", _TMP]
     return [*argv, "--remount-ro", "/", "--chdir", _TMP, "--", python]
+
+
+def _as_user(user_id: int) -> list[str]:
+    """Returns the beginning of a command that runs as a user, in the group of the same number."""
+    program = shutil.which("setpriv")
+    if program is None:
+        raise Misconfigured(
+            "the sandbox for generated code needs setpriv if root starts it: install util-linux, "
+            "or run as another user than root"
+        )
+    return [program, f"--reuid={user_id}", f"--regid={user_id}", "--clear-groups", "--"]
 
 
 def _system_mounts() -> list[str]:

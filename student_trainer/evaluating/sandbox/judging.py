@@ -120,7 +120,6 @@ class Judge:
                         prefix="lectern-program-", ignore_cleanup_errors=True
                     )
                 )
-            ids = {} if command.user_id is None else _ids(command.user_id)
             try:
                 child = subprocess.Popen(
                     [*command.argv, "-I", "-S", "-c", self._source],
@@ -130,7 +129,6 @@ class Judge:
                     env=dict(command.environment),
                     cwd=folder,
                     start_new_session=True,
-                    **ids,  # type: ignore[call-overload]
                 )
             except OSError as error:
                 return Verdict(Outcome.NOT_JUDGED, f"cannot start {command.argv[0]}: {error}")
@@ -178,10 +176,6 @@ class Judge:
             "or kernel.unprivileged_userns_clone=1; in a container, a security profile that allows "
             "them), or set --no-sandbox if the programs may do to this machine whatever they like"
         )
-
-
-def _ids(user_id: int) -> dict[str, object]:
-    return {"user": user_id, "group": user_id, "extra_groups": []}
 
 
 def _more(child: "subprocess.Popen[bytes]", seconds: float) -> tuple[bool, bytes]:

@@ -225,7 +225,7 @@ def test_trainers_outlive_a_killed_server_and_another_one_is_started(server, tmp
     os.kill(killed, signal.SIGKILL)
     wait_for(lambda: not is_running(killed))
     fresh = launcher.start(second, resume=False, environment={})
-    assert "trainer not forked" in capsys.readouterr().out
+    assert "trainer not forked" in capsys.readouterr().err
     assert psutil.Process(fresh.pid).ppid() == os.getpid()
     wait_for(lambda: step_of(first) > before)
     assert launcher.is_alive(process)
@@ -409,7 +409,7 @@ def test_a_server_that_dies_as_soon_as_it_is_ready_is_given_up_after_growing_del
             process = launcher.start(folder, resume=False, environment={})
             launcher.kill(process)
             wait_for(partial(has_ended, launcher, process))
-        said = capsys.readouterr().out
+        said = capsys.readouterr().err
         assert said.count("given up") == 1
         assert "trainer not forked" not in said
 
@@ -439,7 +439,7 @@ def test_a_server_with_a_thread_is_refused_and_not_tried_for_ever(tmp_path, caps
     server = ForkServer(1, [sys.executable, "-c", HAS_A_THREAD], clock=in_leaps())
     with closing(server):
         wait_for(lambda: not server.is_ready() and server.given_up)
-        said = capsys.readouterr().out
+        said = capsys.readouterr().err
         lost = [line for line in said.splitlines() if "fork server lost" in line]
         assert len(lost) == MAX_FAILURES
         assert all("importing has started 1 threads" in line for line in lost)

@@ -274,9 +274,9 @@ def test_matrices_that_are_not_linear_layers_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapted(base_folder(tmp_path / "dense"))
-    assert "lora_leaves_out" not in capsys.readouterr().out
+    assert "lora_leaves_out" not in capsys.readouterr().err
     adapted(base_folder(tmp_path / "experts", "mixtral"))
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "experts.down_proj" in said and "experts.gate_up_proj" in said
 
 

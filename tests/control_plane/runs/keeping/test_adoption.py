@@ -434,7 +434,7 @@ def test_unknown_folders_are_mentioned_once_at_the_start(bench, capsys):
     capsys.readouterr()
     plane = open_plane(bench.roots, devices=bench.devices, processes=bench.processes)
     plane.close()
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert said.count(run.id) == 1 and "lectern runs adopt --all" in said
     RunFolder.create(bench.roots.runs, "other-run", spec())
     plane = open_plane(bench.roots, devices=bench.devices, processes=bench.processes)

@@ -341,9 +341,10 @@ def test_a_killed_parent_takes_its_programs_with_it(tmp_path):
 def test_as_root_each_worker_is_another_unused_user():
     if os.getuid() != 0:
         pytest.skip("only root can be another user")
-    first, second = bubblewrap.sandbox_commands(1 << 20, 2)
-    assert first.user_id != second.user_id
-    assert not users_processes({first.user_id, second.user_id})
+    argvs = [command.argv for command in bubblewrap.sandbox_commands(1 << 20, 2)]
+    ids = {int(argv[1].removeprefix("--reuid=")) for argv in argvs}
+    assert len(ids) == 2
+    assert not users_processes(ids)
 
 
 def test_without_bubblewrap_it_is_refused_with_the_fix(monkeypatch, tmp_path):
@@ -393,3 +394,20 @@ def test_without_a_sandbox_the_limits_still_hold():
     assert exited.outcome is Outcome.FAILED
     with Judge(SHORT, sandboxed=False, workers=1) as judge:
         assert judged(judge, "while True: pass").outcome is Outcome.TIMED_OUT
+
+
+def test_what_libraries_do_in_a_forked_process_does_not_reach_a_sandbox():
+    """A handler like gRPC's, but one that always does harm, in a process of its own."""
+    program = (
+        "import ctypes\n"
+        "libc = ctypes.CDLL(None)\n"
+        "abort = ctypes.cast(libc.abort, ctypes.c_void_p)\n"
+        "assert libc.__register_atfork(None, None, abort, None) == 0\n"
+        "from student_trainer.evaluating.sandbox.judging import Judge\n"
+        "from student_trainer.evaluating.sandbox.limits import Limits\n"
+        "with Judge(Limits(seconds=60), workers=1) as judge:\n"
+        "    print([verdict.outcome.value for verdict in judge.judged(['pass', '1 / 0'])])\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "['passed', 'failed']\n", done.stderr
