@@ -19,7 +19,7 @@ LIMITS = Limits(
     max_tokens=20,
     max_sequence_tokens=12,
     max_top_k=8,
-    max_reply_bytes=6000,
+    max_reply_bytes=4000,
 )
 COMPLETION = {"prompt": [1, 2, 3], "max_tokens": 0, "prompt_logprobs": 2}
 GENERATE = {"token_ids": [1, 2, 3], "sampling_params": {"max_tokens": 0, "prompt_logprobs": 2}}
@@ -81,7 +81,7 @@ WRITING = [
     ("/v1/completions", "use_beam_search", True),
     ("/v1/completions", "suffix", "end"),
     ("/v1/completions", "prompt", "text"),
-    ("/v1/completions", "prompt", ["text"]),
+    ("/v1/completions", "prompt[0]", ["text"]),
     ("/inference/v1/generate", "sampling_params.max_tokens", 9),
     ("/inference/v1/generate", "sampling_params.max_tokens", ...),
     ("/inference/v1/generate", "sampling_params.n", 3),

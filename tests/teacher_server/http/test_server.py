@@ -5,6 +5,7 @@ import base64
 import concurrent.futures
 import http.client
 import socket
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,13 @@ from teacher_server.scheduling.sharing import Sharing
 from tests.support.asking import request, score
 from tests.support.certificates import Authority
 from tests.support.engines import BreakingEngine, GatedEngine
-from tests.support.servers import TeacherThread, http_teacher, teacher_process, wait_for
+from tests.support.servers import (
+    TeacherProcess,
+    TeacherThread,
+    http_teacher,
+    teacher_process,
+    wait_for,
+)
 
 TOKEN = "0123456789abcdef" * 2
 V = 97
@@ -155,11 +162,9 @@ def test_pages_of_browsers_are_refused(headers: dict[str, str]) -> None:
 
 
 def test_a_bind_beyond_loopback_needs_a_token(tmp_path: Path) -> None:
+    options = ("--engine", "fixture", "--vocab-size", "97", "--http", "0.0.0.0:0")
     with pytest.raises(RuntimeError, match=r"--http 0\.0\.0\.0:0 .*--token-file"):
-        with teacher_process(
-            tmp_path, "--engine", "fixture", "--vocab-size", "97", "--http", "0.0.0.0:0"
-        ):
-            pass
+        TeacherProcess(tmp_path, *options)
 
 
 def test_a_taken_port_is_refused_by_the_name_of_its_option() -> None:
@@ -173,12 +178,8 @@ def test_a_taken_port_is_refused_by_the_name_of_its_option() -> None:
 
 
 def test_a_process_serves_http_with_tls_and_says_where(tmp_path: Path) -> None:
-    authority = Authority()
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    pair = authority.issue("localhost")
-    certificate.write_bytes(pair.certificate)
-    key.write_bytes(pair.key)
-    (tmp_path / "ca.pem").write_bytes(authority.certificate)
+    authority = Authority(tmp_path)
+    certificate, key = authority.sign("teacher", "localhost", "127.0.0.1")
     (tmp_path / "token").write_text(TOKEN)
     options = ("--engine", "fixture", "--vocab-size", "97", "--http", "127.0.0.1:0")
     tls = ("--tls-cert", str(certificate), "--tls-key", str(key))
@@ -189,10 +190,7 @@ def test_a_process_serves_http_with_tls_and_says_where(tmp_path: Path) -> None:
         lines = iter(teacher.process.stdout.readline, "")
         url = next(line.split()[1] for line in lines if line.split()[:1] == ["http"])
         assert url.startswith("https://127.0.0.1:")
-        import ssl
-
-        context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
-        url = url.replace("127.0.0.1", "localhost")
+        context = ssl.create_default_context(cafile=str(authority.path))
         headers = {"authorization": f"Bearer {TOKEN}"}
         reply = post(url, body(1, 2), headers=headers, verify=context)
         assert reply.status_code == 200
@@ -305,7 +303,7 @@ def test_a_failure_is_told_and_counted(error: Exception, status: int, failed: in
 def test_nonsense_on_the_port_is_answered_and_the_server_lives() -> None:
     with http_teacher(FixtureEngine(V)) as teacher:
         parts = urlsplit(teacher.url)
-        for nonsense in (b"\x00\x01\x02\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"):
+        for nonsense in (b"\x00\x01\x02\r\n\r\n", b"GET / \x7f HTTP/1.1\r\n\r\n"):
             with socket.create_connection((parts.hostname or "", parts.port or 0)) as raw:
                 raw.sendall(nonsense)
                 assert raw.recv(64).startswith(b"HTTP/1.1 400")
