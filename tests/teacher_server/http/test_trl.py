@@ -101,10 +101,10 @@ def test_its_loss_is_that_of_a_local_forward(folder: Path, teacher: TeacherThrea
         {"temperature": 2.0, "beta": 1.0, "top_k": 1, "steps": 3},
     )
     assert [len(steps) for steps in found] == [STEPS, STEPS, 3]
-    for steps in found:
-        assert min(expected for _, expected in steps) > 0.1
-        assert off(steps) < 1e-4
-    # It learns: the mean of the last five steps is below that of the first.
+    assert all(off(steps) < 1e-4 for steps in found)
+    # Of two outcomes, the token and the rest, little is left to learn: only the others are large.
+    assert all(expected > 0.1 for steps in found[:2] for _, expected in steps)
+    # It learns: the last five steps have less loss than the first.
     losses = [loss for loss, _ in found[0]]
     assert sum(losses[-5:]) < sum(losses[:5])
 
