@@ -20,9 +20,10 @@ from starlette.requests import ClientDisconnect
 from lectern_common.errors import InvalidRequest, LecternError, TeacherUnavailable
 from teacher_server.engine.seam import ModelFacts, ScoringRequest
 from teacher_server.http import sglang, vllm
+from teacher_server.http.body import Bodies
 from teacher_server.http.errors import plain_refusal, refusal
 from teacher_server.http.fields import Fields, body_fields
-from teacher_server.http.guard import CALLER, MAX_BODY_BYTES, RUN_HEADER
+from teacher_server.http.guard import CALLER, RUN_HEADER
 from teacher_server.http.question import Question, Scored, scored
 from teacher_server.rpc.gate import Gate, Serving
 from teacher_server.rpc.limits import Limits
@@ -30,7 +31,6 @@ from teacher_server.rpc.validation import RUN_ID
 
 # Who asks, if neither header, user name nor body says so.
 ANONYMOUS = "http"
-_BODY_SECONDS = 30.0  # the longest silence in the middle of a body
 
 _Asked = Callable[[Fields, ModelFacts, Limits], Question]
 _Told = Callable[[Question, Sequence[Scored | None], ModelFacts, int], Iterator[str]]
@@ -55,6 +55,7 @@ ROUTES = (
 def create_app(gate: Gate) -> FastAPI:
     """Returns the application around a server's gate."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    bodies = Bodies()
     created = int(time.time())
 
     @app.get("/health")
@@ -71,7 +72,7 @@ def create_app(gate: Gate) -> FastAPI:
     def add(route: Route) -> None:
         async def score(request: Request) -> Response:
             try:
-                return await _answer(request, gate, route)
+                return await _answer(request, gate, bodies, route)
             except LecternError:
                 raise
             except Exception:  # logged by the gate
@@ -99,7 +100,7 @@ def _never() -> bool:
     return False
 
 
-async def _answer(request: Request, gate: Gate, route: Route) -> Response:
+async def _answer(request: Request, gate: Gate, bodies: Bodies, route: Route) -> Response:
     """Returns the whole answer to a scoring request.
 
     Raises:
@@ -108,8 +109,9 @@ async def _answer(request: Request, gate: Gate, route: Route) -> Response:
     with gate.answering(route.path, _never) as serving:
         facts, limits = serving.engine.facts, serving.limits
         try:
-            body = await _body(request)
-            question = await asyncio.to_thread(_question, route, body, facts, limits)
+            async with bodies.read(request.stream()) as body:
+                question = await asyncio.to_thread(_question, route, body, facts, limits)
+            del body
             scoring = question.scoring(_run_id(request, question), facts, limits)
             work = asyncio.create_task(_scored(serving, question, scoring))
             answers, queue_seconds = await _while_wanted(request, work)
@@ -177,37 +179,6 @@ async def _gone(request: Request) -> None:
     """Returns when the client has gone away; the body was read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def _body(request: Request) -> bytes:
-    """Returns the body.
-
-    Raises:
-        InvalidRequest: it is too large, or the rest of it does not come.
-        ClientDisconnect: the client went away.
-    """
-    parts: list[bytes] = []
-    received, chunks = 0, request.stream()
-    while True:
-        try:
-            async with asyncio.timeout(_BODY_SECONDS):
-                part = await anext(chunks, None)
-        except TimeoutError:
-            raise _of_status(
-                408, f"the rest of the body did not come within {_BODY_SECONDS:g} s"
-            ) from None
-        if part is None:
-            return b"".join(parts)
-        received += len(part)
-        if received > MAX_BODY_BYTES:
-            raise _of_status(413, f"a body may have at most {MAX_BODY_BYTES} bytes")
-        parts.append(part)
-
-
-def _of_status(status: int, message: str) -> InvalidRequest:
-    error = InvalidRequest(message)
-    error.http_status = status
-    return error
 
 
 def _run_id(request: Request, question: Question) -> str:

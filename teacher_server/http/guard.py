@@ -14,16 +14,14 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lectern_common.errors import InvalidRequest, Unauthenticated
+from lectern_common.errors import Unauthenticated
 from lectern_common.logs import get_logger
-from lectern_common.wire.formats import MAX_MESSAGE_BYTES
+from teacher_server.http.body import MAX_BODY_BYTES, too_large
 from teacher_server.http.errors import plain_refusal, refusal
 from teacher_server.rpc.gate import Gate
 
 log = get_logger()
 
-# Of a body: the largest message of gRPC too.
-MAX_BODY_BYTES = MAX_MESSAGE_BYTES
 RUN_HEADER = "lectern-run-id"
 # The key of an ASGI scope under which the name of a Basic authentication stands.
 CALLER = "lectern.caller"
@@ -77,8 +75,9 @@ class Guard:
             return response
         length = headers.get("content-length", "0")
         if length.isascii() and length.isdigit() and int(length[:18]) > MAX_BODY_BYTES:
-            too_large = InvalidRequest(f"a body may have at most {MAX_BODY_BYTES} bytes")
-            return plain_refusal(413, str(too_large), headers={"Connection": "close"})
+            response = refusal(too_large())
+            response.headers["Connection"] = "close"
+            return response
         return None
 
 

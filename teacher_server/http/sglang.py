@@ -127,7 +127,7 @@ def _top(answer: Scored | None, top_k: int) -> Iterator[str]:
     for ids, log_probs in zip(
         answer.top_ids_NK.tolist(), finite(answer.top_log_probs_NK), strict=True
     ):
-        values = []
+        values: list[float] = []
         for token_id, log_prob in zip(ids, log_probs, strict=True):
             values += (log_prob, token_id)
         yield row % tuple(values)

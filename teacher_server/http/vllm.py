@@ -190,7 +190,8 @@ def model_list(facts: ModelFacts, limits: Limits, created: int) -> dict[str, Any
 
 def finite(log_probs: npt.NDArray[np.float64]) -> list[Any]:
     """Returns log-probabilities as nested lists, with NO_PROBABILITY for -inf."""
-    return np.where(np.isneginf(log_probs), NO_PROBABILITY, log_probs).tolist()
+    told: list[Any] = np.where(np.isneginf(log_probs), NO_PROBABILITY, log_probs).tolist()
+    return told
 
 
 def _require_model(fields: Fields, facts: ModelFacts) -> None:

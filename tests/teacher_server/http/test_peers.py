@@ -1,8 +1,8 @@
-"""The requests of other trainers, through the HTTP libraries that they use, and read as they read.
+"""The requests of other trainers, body by body, and their answers, read as they read them.
 
-prime-rl's opd asks through the openai client and takes the first entry of each position; slime asks
-through aiohttp and takes the first value of each; TRL's asynchronous trainer sorts by rank. TRL's
-synchronous trainer itself is run in test_trl.py.
+prime-rl's opd asks through the openai client and takes the first entry of each position; slime takes
+the first value of each; TRL's asynchronous trainer sorts by rank. TRL's synchronous trainer itself
+is run in test_trl.py.
 """
 
 import asyncio
@@ -85,7 +85,6 @@ def test_prime_rl_scores_a_rollout(folder: Path, teacher: TeacherThread) -> None
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_slime_scores_a_rollout(folder: Path, teacher: TeacherThread, temperature: float) -> None:
-    aiohttp = pytest.importorskip("aiohttp")
     payload = {
         "input_ids": IDS,
         "sampling_params": {
@@ -97,13 +96,8 @@ def test_slime_scores_a_rollout(folder: Path, teacher: TeacherThread, temperatur
         "logprob_start_len": 0,
     }
 
-    async def asked() -> Any:
-        url = f"{teacher.url}/generate".replace("://", f"://slime:{TOKEN}@")
-        async with aiohttp.ClientSession() as session, session.post(url, json=payload) as reply:
-            reply.raise_for_status()
-            return await reply.json()
-
-    reward = asyncio.run(asked())
+    url = f"{teacher.url}/generate".replace("://", f"://slime:{TOKEN}@")
+    reward = httpx.post(url, json=payload, trust_env=False, timeout=60).json()
     found = [item[0] for item in reward["meta_info"]["input_token_logprobs"][1:]]
     np.testing.assert_allclose(found, realised(folder, temperature), atol=3e-6)
 

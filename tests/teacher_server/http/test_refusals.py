@@ -9,7 +9,7 @@ import pytest
 
 from lectern_common.teacher.channel import TeacherChannel
 from teacher_server.engine.fixture import FixtureEngine
-from teacher_server.http.guard import MAX_BODY_BYTES
+from teacher_server.http.body import MAX_BODY_BYTES
 from teacher_server.rpc.limits import Limits
 from tests.support.servers import http_teacher
 
@@ -233,7 +233,7 @@ def test_refused_requests_are_counted() -> None:
         assert channel.get_stats().refused_requests == 3
 
 
-NEUTRAL = {
+NEUTRAL: dict[str, dict[str, Any]] = {
     "/v1/completions": {
         **{"n": 1, "best_of": 1, "stream": False, "echo": False, "logprobs": None, "top_p": 1.0},
         **{"top_k": -1, "min_p": 0.0, "presence_penalty": 0, "frequency_penalty": 0.0},

@@ -56,7 +56,8 @@ def logits(folder: Path) -> dict[tuple[int, ...], np.ndarray]:
 def log_probs(logits_SV: np.ndarray, temperature: float) -> np.ndarray:
     scaled = logits_SV / temperature
     largest = scaled.max(-1, keepdims=True)
-    return scaled - largest - np.log(np.exp(scaled - largest).sum(-1, keepdims=True))
+    sums: np.ndarray = np.exp(scaled - largest).sum(-1, keepdims=True)
+    return np.asarray(scaled - largest - np.log(sums))
 
 
 def post(client: httpx.Client, path: str, body: object) -> Any:

@@ -37,7 +37,7 @@ def trained(student: str, local: Any, run: dict[str, Any]) -> list[tuple[float, 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(student)
     tokenizer.pad_token = tokenizer.eos_token
     with tempfile.TemporaryDirectory() as folder:
-        trainer = ServerDistillationTrainer(
+        trainer: Any = ServerDistillationTrainer(
             model=AutoModelForCausalLM.from_pretrained(student),
             args=ServerDistillationConfig(
                 output_dir=folder,
