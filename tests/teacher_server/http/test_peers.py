@@ -1,8 +1,8 @@
 """The requests of other trainers, body by body, and their answers, read as they read them.
 
-prime-rl's opd asks through the openai client and takes the first entry of each position; slime takes
-the first value of each; TRL's asynchronous trainer sorts by rank. TRL's synchronous trainer itself
-is run in test_trl.py.
+prime-rl's opd asks through the openai client and takes the first entry of each position; slime
+takes the first value of each; TRL's asynchronous trainer sorts by rank. TRL's synchronous trainer
+itself is run in test_trl.py.
 """
 
 import asyncio
