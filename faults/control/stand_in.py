@@ -4,8 +4,8 @@
     clock=FILE          as in injections.py
 
 The process, its lock, signals, status, metrics and exit status are the trainer's own; only the
-training between them is replaced. So it starts without torch. The first word of the run's name says
-how it behaves:
+training between them is replaced. So it starts without torch. A task does nothing and succeeds. The
+first word of the run's name says how it behaves:
 
     deaf      ignores SIGTERM and SIGINT, as do its child and grandchild
     fails     fails after three steps
@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from faults.replacing import put
@@ -52,6 +53,7 @@ def kind_of(name: str) -> str:
 
 def _stand_in(value: str) -> None:
     from student_trainer.run import fork_server, life
+    from student_trainer.stages.table import STAGES
 
     def trained(folder: Any, roots: Any, recorder: Any, stop: Any, *, resume: bool) -> Any:
         return _train(folder, roots, recorder, stop, float(value), resume=resume)
@@ -59,6 +61,12 @@ def _stand_in(value: str) -> None:
     put(life, "_train_and_export", trained)
     put(fork_server, "_load_trainer", lambda: None)
     put(life, "_recorder", _recorder_of(life._recorder))
+    for name, stage in STAGES.items():
+        STAGES[name] = replace(stage, function=lambda: _do_nothing)
+
+
+def _do_nothing(*_: Any, **__: Any) -> dict[str, Any]:
+    return {"stands_in": True}
 
 
 def _recorder_of(made: Callable[..., Any]) -> Callable[..., Any]:

@@ -120,8 +120,13 @@ async def watch(address: str, number: int, runs: Sequence[str]) -> None:
     print(json.dumps({"open": sum(watcher.open.is_set() for watcher in watchers)}), flush=True)
     ends = json.loads(await asyncio.to_thread(sys.stdin.readline))
     loop = asyncio.get_running_loop()
-    until = loop.time() + _PATIENCE_SECONDS
-    while loop.time() < until and not all(watcher.is_through(ends) for watcher in watchers):
+    num_read, until = -1, 0.0
+    # As long as something comes: the slow ones take a while to read what the others have read.
+    while not all(watcher.is_through(ends) for watcher in watchers):
+        if num_read != (num_read := sum(len(watcher.steps) for watcher in watchers)):
+            until = loop.time() + _PATIENCE_SECONDS
+        elif loop.time() > until:
+            break
         await asyncio.sleep(0.1)
     print(json.dumps([watcher.problem(ends) for watcher in watchers]), flush=True)
     await asyncio.gather(*tasks)

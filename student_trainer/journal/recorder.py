@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lectern_common.errors import CorruptData
 from lectern_common.json_lines import finite_record, keep_lines_before
 from lectern_common.logs import get_logger
 from lectern_common.run.folder import ForkedFrom, RunFolder
@@ -36,6 +37,7 @@ from lectern_common.run.status import (
     attempt_of_environment,
     bounded,
 )
+from lectern_common.spec.evaluation import OF_HARNESS
 from student_trainer.journal.activity import CHECKPOINT, STEP, Activity
 from student_trainer.journal.disk_full import Reserve, disk_full_as_error
 from student_trainer.journal.sinks import (
@@ -52,6 +54,8 @@ _log = get_logger()
 
 # Steps over which tokens_per_second and teacher_wait_share are averaged.
 _RECENT_STEPS = 20
+# How the names of metrics begin that an evaluation measures.
+_EVALUATED = (VALIDATION_LOSS, "val/", "code/", OF_HARNESS)
 
 
 @dataclass
@@ -195,12 +199,17 @@ class Recorder:
     ) -> None:
         """Makes the first status of a resumed run show its newest checkpoint.
 
+        What the process before it measured last on the validation rows, up to that checkpoint, is
+        still shown.
+
         Args:
             checkpoint_step: None without a checkpoint.
             why: why the supervisor restarted the ranks; None means the resume was requested.
             forked: the checkpoint of another run that this one began with, if it was forked.
         """
+        measured = self._measured_before(checkpoint_step)
         with self._lock:
+            self._latest |= measured
             current = self._current
             current.step, current.checkpoint_step = checkpoint_step or 0, checkpoint_step
             if checkpoint_step is not None:
@@ -209,6 +218,18 @@ class Recorder:
             current.message = f"restarting from step {current.step}" + (f": {why}" if why else "")
             if why is None and forked is not None and forked.step == checkpoint_step:
                 current.message = f"starting from the checkpoint of {forked}"
+
+    def _measured_before(self, checkpoint_step: int | None) -> dict[str, float | None]:
+        """Returns the last evaluation's metrics, unless it followed the checkpoint."""
+        try:
+            status = self._folder.read_status()
+        except CorruptData:  # the next status replaces it
+            status = None
+        latest = {} if status is None else status.latest
+        at = latest.get(VALIDATION_STEP)
+        if at is None or checkpoint_step is None or at > checkpoint_step:
+            return {}
+        return {key: value for key, value in latest.items() if key.startswith(_EVALUATED)}
 
     def go_on_with_best(self, loss: float | None, step: int | None) -> None:
         """Takes over the lowest validation loss before this process, and its step."""

@@ -470,6 +470,22 @@ def test_the_status_names_the_step_of_the_validation_loss_and_the_lowest_one(
     assert validation() == (4.0, 20, 2.5, 15)
 
 
+@pytest.mark.parametrize(("checkpoint", "is_kept"), [(20, True), (40, True), (19, False)])
+def test_a_resumed_run_shows_its_last_evaluation_up_to_the_checkpoint(
+    folder: RunFolder, checkpoint: int, is_kept: bool
+) -> None:
+    measured = {"loss/val": 3.0, "val/kl": 0.5, "code/pass_at_1": 0.25}
+    with Recorder(folder, Stop()) as recorder:
+        recorder.record(20, measured)
+        recorder.record(45, {"loss/total": 1.0})
+    recorder = Recorder(folder, Stop())
+    recorder.start_again_from(checkpoint, None)
+    with recorder:
+        latest = said(folder).latest
+    kept = {**measured, "loss/val_step": 20, "loss/val_best": 3.0, "loss/val_best_step": 20}
+    assert latest == (kept if is_kept else {})
+
+
 def test_the_status_has_the_time_of_the_checkpoint_and_the_pace(folder: RunFolder) -> None:
     clock = FakeClock()
     with Recorder(folder, Stop(), clock=clock) as recorder:
