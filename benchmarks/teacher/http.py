@@ -22,7 +22,7 @@ from benchmarks.teacher.serving import config
 from lectern_common.logs import configure_logs
 from lectern_common.wire.formats import Representation
 
-VOCAB_SIZE, SEQUENCES, TOKENS, TEMPERATURE = 32_768, 8, 512, 2.0
+VOCAB_SIZE, SEQUENCES, TOKENS, TEMPERATURE = 32_768, 4, 512, 2.0
 TOP_K = (8, 64)
 
 
