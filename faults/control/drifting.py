@@ -18,6 +18,7 @@ from faults.control.plane import (
     plane,
     trainers_below,
 )
+from faults.processes import wait_for
 from faults.row import Tally
 from faults.stage import Stage
 
@@ -138,6 +139,8 @@ def _cycle(service: Plane, tally: Tally) -> None:
 
 
 def _held(service: Plane) -> dict[str, int]:
+    # Connections that this program has left open are closed after some seconds.
+    wait_for(lambda: not _has_connections(service.pid))
     usage = service.usage()
     children = psutil.Process(service.pid).children()
     zombies = sum(child.status() == psutil.STATUS_ZOMBIE for child in children)
@@ -147,6 +150,11 @@ def _held(service: Plane) -> dict[str, int]:
         "memory": usage.memory_bytes >> 20,
         "zombies": zombies,
     }
+
+
+def _has_connections(pid: int) -> bool:
+    found = psutil.Process(pid).net_connections("tcp")
+    return any(one.status != psutil.CONN_LISTEN for one in found)
 
 
 def stepped_clock(stage: Stage) -> Tally:
@@ -231,8 +239,9 @@ _STATUSES = {
     "another's run_id": '{+ "run_id": "../../etc"}',
     "a version as text": '{+ "version": "one"}',
 }
-# What is read in another form is no trouble: the run shows this instead.
-_SHOWN = {"a lone surrogate": "?"}
+# What is read in another form is no trouble: the run shows this instead. Nobody asks a status whose
+# it is.
+_SHOWN = {"a lone surrogate": "?", "another's run_id": ""}
 
 
 def wrong_statuses(stage: Stage) -> Tally:
@@ -271,7 +280,7 @@ def _goes_on_after(step: int) -> Callable[[dict[str, Any]], bool]:
 def _problem_beside(service: Plane, kept: str, name: str, shown: str) -> str:
     """Returns "" if a run with a wrong status harms only itself, says so, and can be stopped."""
     before = service.run(kept)["step"]
-    run_id = service.create(name, 300)
+    run_id = service.create(name, 30_000)  # it does not end by itself
     service.wait_for_steps(run_id, 1, 30)
     time.sleep(1.5)  # two looks at least
     listed = service.client.get("/runs")
@@ -286,11 +295,11 @@ def _problem_beside(service: Plane, kept: str, name: str, shown: str) -> str:
         return f"the stream of all runs sends {size} bytes"
     if service.wait_until(kept, lambda run: run["step"] > before, 15)["step"] <= before:
         return "the run beside it is no longer looked after"
-    said = service.run(run_id)["message"] or ""
+    said = service.wait_until(run_id, lambda run: shown in str(run["message"]), 15)["message"]
     service.post(f"/runs/{run_id}/stop")
     end = service.wait_for_state(
         run_id, "stopped", "interrupted", "failed", "succeeded", seconds=30
     )
     if end["state"] not in ("stopped", "interrupted", "failed", "succeeded"):
         return f"it cannot be stopped; it is {end['state']}"
-    return "" if shown in f"{said} {end['message']}" else f"it says {said!r}, {end['message']!r}"
+    return "" if shown in str(said) else f"it says {said!r}, {end['message']!r}"

@@ -32,6 +32,7 @@ _SHARDS = {"data.kind": "shards", "data.path": "text"}
 _REFUSED: dict[str, dict[str, Any]] = {
     "name": {"name": "other"},
     "seed": {"seed": 1},
+    "teacher.record": {"teacher": {"record": "other"}, **_SHARDS},
     "teacher.model": {"teacher.model": "other"},
     "teacher.representation": {"teacher.representation": "dense"},
     "teacher.top_k": {"teacher.representation": "top_k", "teacher.top_k": 8},
@@ -73,6 +74,10 @@ _REFUSED: dict[str, dict[str, Any]] = {
     "batch.micro_batch_sequences": {"batch.micro_batch_sequences": 2},
 }
 _ALLOWED: dict[str, dict[str, Any]] = {
+    "priority": {"priority": 5},
+    "group": {"group": "first"},
+    "tags": {"tags": ["small"]},
+    "notes": {"notes": "a note"},
     "teacher.address": {},  # the address of another server, known later
     "teacher.deadline_seconds": {"teacher.deadline_seconds": 60.0},
     "teacher.outage_budget_seconds": {"teacher.outage_budget_seconds": 60.0},
@@ -91,6 +96,14 @@ _ALLOWED: dict[str, dict[str, Any]] = {
     "schedule.steps": {"schedule.steps": 31},
     "evaluation.every_steps": {"evaluation.every_steps": 7},
     "evaluation.max_sequences": {"evaluation.max_sequences": 3},
+    "evaluation.suites": {"evaluation.suites": ["agreement"]},
+    "evaluation.code": {"evaluation.suites": ["code"], "evaluation.code": {"seconds": 2}},
+    "evaluation.lm_eval": {"evaluation.suites": ["lm-eval:a"], "evaluation.lm_eval": {"limit": 2}},
+    "evaluation.metric": {"evaluation.metric": "val/kl"},
+    "evaluation.metric_goal": {
+        "evaluation.metric": "val/kl",
+        "evaluation.metric_goal": "lowest",
+    },
     "evaluation.patience": {"evaluation.patience": 3},
     "evaluation.prompts": {"evaluation.prompts": ["def "]},
     "evaluation.prompt_tokens": {"evaluation.prompts": ["def "], "evaluation.prompt_tokens": 4},
@@ -106,7 +119,17 @@ _ALLOWED: dict[str, dict[str, Any]] = {
     "report_to": {"report_to": ["tensorboard"]},
 }
 # A resume may change these; here they are refused because something else is missing.
-_LACKING = ("teacher.tls", "evaluation.prompt")
+_LACKING = (
+    "teacher.tls",
+    "evaluation.prompt",
+    "evaluation.code",
+    "evaluation.lm_eval",
+    "evaluation.metric",
+)
+# Needs a dataset, which the run here has not.
+_UNTRIED = {"teacher.record_to"}
+# Sections that may be absent count as one field.
+_OPTIONAL = ("lora", "code", "lm_eval", "rollout")
 
 
 @dataclass(frozen=True)
@@ -162,7 +185,7 @@ def changed_specs(stage: Stage) -> Tally:
         tally.count(not problem, f"{len(at_once)} at once: {problem}")
         problem = _too_few_steps(stopped)
         tally.count(not problem, f"fewer steps than already made: {problem}")
-    untried = _fields(RunSpec) - _REFUSED.keys() - _ALLOWED.keys()
+    untried = _fields(RunSpec) - _REFUSED.keys() - _ALLOWED.keys() - _UNTRIED
     tally.require(not untried, f"no other value is listed here for {', '.join(sorted(untried))}")
     tally.figure = (
         f"{len(_REFUSED)} fields refused, each named with its old and new value; {len(_ALLOWED)} "
@@ -198,12 +221,19 @@ def _refused(stopped: Stopped, changes: Mapping[str, Any]) -> str:
     if exit_status != 1 or status is None or status.reason != "invalid_spec":
         return f"it exited with status {exit_status}: {status}"
     before, after = stopped.folder.read_spec().model_dump(), folder.read_spec().model_dump()
-    for name in changes:
+    for name in _names(changes):
         was, now = _value(before, name), _value(after, name)
         if f"{name}: was {was!r}, is {now!r}; {_REFUSAL}" not in str(status.message):
             return f"it does not say that {name} was {was!r}: {status.message}"
     same = folder.metrics_path.read_bytes() == stopped.folder.metrics_path.read_bytes()
     return "" if same and len(checkpoints.visible(folder)) else "the run was changed"
+
+
+def _names(changes: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the changed fields; of a whole section those that it is made of."""
+    for name, value in changes.items():
+        is_section = name in RunSpec.model_fields and isinstance(value, dict)
+        yield from (f"{name}.{field}" for field in value) if is_section else (name,)
 
 
 def _allowed(stopped: Stopped, name: str, changes: Mapping[str, Any]) -> str:
@@ -259,11 +289,11 @@ def _value(data: Mapping[str, Any], name: str) -> Any:
 
 
 def _fields(model: type[BaseModel], prefix: str = "") -> set[str]:
-    """Returns the dotted names of all fields; `lora`, which may be absent, counts as one."""
+    """Returns the dotted names of all fields; a section that may be absent counts as one."""
     names: set[str] = set()
     for name, field in model.model_fields.items():
         section = next(_sections_of(field.annotation), None)
-        if section is None or name == "lora":
+        if section is None or name in _OPTIONAL:
             names.add(prefix + name)
         else:
             names |= _fields(section, f"{prefix}{name}.")

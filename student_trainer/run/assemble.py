@@ -67,12 +67,13 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
     is_new = begun is None or FORKED_FROM in begun
 
     with ranks.together():
-        require_datasets(run.spec, run.roots)
         before = None if checkpoint is None else parse_spec(checkpoint.state["spec"])
+        if before is not None and checkpoint is not None:
+            resumed = with_documents(run.spec, run.roots, before)
+            require_resumable(before, resumed, checkpoint.step)
+        require_datasets(run.spec, run.roots)
         spec = with_documents(run.spec, run.roots, before)
         run = replace(run, spec=spec)
-        if before is not None and checkpoint is not None:
-            require_resumable(before, spec, checkpoint.step)
         loaded = _student(run, begun)
         data = _data(run, loaded, begun)
         teaching = _teacher(run, loaded, data, begun)

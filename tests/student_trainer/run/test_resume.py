@@ -44,6 +44,21 @@ def test_a_resume_must_not_change_what_shaped_the_run(home: Home, tmp_path: Path
     ]
 
 
+def test_other_data_is_no_missing_data_for_a_resume(home: Home) -> None:
+    """What a resume may not change is said before what is wrong with it."""
+    folder = home.run()
+    with assembled(home, folder, steps=2):
+        pass
+    spec = folder.read_spec()
+    data = spec.data.model_copy(update={"path": "nowhere"})
+    folder.write_spec(spec.model_copy(update={"data": data}))
+    with pytest.raises(InvalidSpec) as caught, assembled(home, folder, resume=True):
+        pass
+    assert caught.value.problems == [
+        ("data.path", "was 'text', is 'nowhere'; a resume may not change it")
+    ]
+
+
 def test_a_resume_may_add_steps_but_not_remove_finished_ones(home: Home) -> None:
     folder = home.run()
     with assembled(home, folder, steps=6):
