@@ -104,10 +104,10 @@ def test_places_count_equal_logits_by_rising_id() -> None:
         values.append(found[0])
         places.append(found[1])
     rows = logits[torch.from_numpy(asked)]
-    expected = [
-        sorted(range(23), key=lambda id_, row=row: (-row[id_], id_)).index(first) + 1
-        for row, first in zip(rows.tolist(), ids[:, 0].tolist(), strict=True)
-    ]
+    expected = []
+    for row, first in zip(rows.tolist(), ids[:, 0].tolist(), strict=True):
+        falling = sorted((-value, token_id) for token_id, value in enumerate(row))
+        expected.append(falling.index((-row[first], first)) + 1)
     assert torch.cat(places).tolist() == expected
     assert torch.equal(torch.cat(values), rows.gather(1, torch.from_numpy(ids)))
     (whole,) = AskedLogits.of(np.ones(4, bool), logits[:4]).blocks()
