@@ -7,6 +7,7 @@
 #   make faults [ARGS='T5 --json']   injects faults into real servers and trainers
 #   make lint                        ruff, mypy and the page's types; needs npm (Node.js 20)
 #   make llama-cpp                   llama.cpp, which the tests of GGUF files ask; needs npm
+#   make peers                       what benchmarks and long tests compare with, such as TRL
 #   make bench | protos
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ TYPESCRIPT := node_modules/.installed
 LLAMA_CPP := .llama-cpp/.installed-3.22.1
 
 .DEFAULT_GOAL := install
-.PHONY: install demo test lint llama-cpp bench faults docs protos
+.PHONY: install demo test lint llama-cpp peers bench faults docs protos
 
 install: $(STAMP)
 
@@ -60,6 +61,8 @@ $(LLAMA_CPP):
 	cd .llama-cpp && npm install --omit=optional --ignore-scripts --no-package-lock --no-audit \
 	  --no-fund node-llama-cpp@3.22.1 @node-llama-cpp/linux-x64@3.22.1
 	touch $@
+
+peers: $(PEERS)
 
 bench: $(PEERS)
 	$(BIN)/python -m benchmarks $(ARGS)

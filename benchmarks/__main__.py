@@ -56,6 +56,12 @@ def _teacher() -> Iterable[Row]:
     return teacher.measure()
 
 
+def _http() -> Iterable[Row]:
+    from benchmarks.teacher import http
+
+    return http.measure()
+
+
 def _gpu() -> Iterable[Row]:
     from benchmarks.teacher import gpu
 
@@ -96,6 +102,7 @@ PARTS: dict[str, tuple[str, Callable[[], Iterable[Row]]]] = {
     "gpu": ("A 7B teacher on one CUDA device", _gpu),
     "gpu_student": ("A 0.5B student on one CUDA device", _gpu_student),
     "wire": ("Reply stream against a raw socket and a unary reply, over loopback", _wire),
+    "http": ("The HTTP face of a teacher against gRPC, the same rows from the cache", _http),
     "trainer": (
         "Whole training steps: against TRL, and how much pipelining hides",
         _trainer,

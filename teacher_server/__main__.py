@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import os
 import signal
+import ssl
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,7 @@ from teacher_server.rpc.server import TeacherServer
 from teacher_server.rpc.tls import ServerTls, read_server_tls, ssl_context
 
 if TYPE_CHECKING:
+    from teacher_server.http.server import HttpServer
     from teacher_server.observing.metrics_server import MetricsServer
 
 log = get_logger()
@@ -71,7 +73,11 @@ async def _serve(
 
     server = TeacherServer(options.bind, token, tls, limits.max_request_bytes)
     metrics = _metrics_server(options, server, token, tls)
+    http = _http_server(options, server, token, tls)
     await server.start()
+    if http is not None:
+        await http.start()
+        log.info("http", url=http.url)
     if metrics is not None:
         await metrics.start()  # ends with the loop
         log.info("metrics", url=metrics.url)
@@ -79,7 +85,7 @@ async def _serve(
     loading = asyncio.get_running_loop().run_in_executor(server.model_thread, load)
     await _first_of(loading, stopping)
     if stop.is_set():
-        await server.drain(timeout_seconds=0)
+        await _drain(server, http, 0)
         return 0  # a model that is half loaded has nothing to finish
 
     engine = loading.result()
@@ -88,7 +94,11 @@ async def _serve(
     encryption = "none" if tls is None else "TLS"
     callers = callers_text(token, tls)
     url = None if metrics is None else metrics.url
-    print(ready_text(engine.facts, limits, server.address, callers, encryption, url), flush=True)
+    http_url = None if http is None else http.url
+    print(
+        ready_text(engine.facts, limits, server.address, callers, encryption, http_url, url),
+        flush=True,
+    )
     _warn(plaintext_warning(server.host, token, tls))
     _warn_of_idle_gpu(engine.facts.device)
     if options.port_file is not None:
@@ -102,7 +112,7 @@ async def _serve(
     if broken:
         log.error("the queue broke", exc_info=batching.exception())
     log.info("draining", timeout_seconds=options.drain_seconds)
-    finished = await server.drain(0 if broken else options.drain_seconds)
+    finished = await _drain(server, http, 0 if broken else options.drain_seconds)
     return 0 if finished and not broken else 1
 
 
@@ -118,10 +128,34 @@ def _metrics_server(
     require_callers_known(options.metrics_bind, token, tls, "--metrics-bind")
     if is_loopback(server.host):  # otherwise `_serve` warns
         _warn(plaintext_warning(host, token, tls))
-    context = None
-    if tls is not None:
-        context = ssl_context(options.tls_cert, options.tls_key, tls.client_ca)
-    return MetricsServer(host, port, server.stats, token, context)
+    return MetricsServer(host, port, server.stats, token, _tls_context(options, tls))
+
+
+def _http_server(
+    options: argparse.Namespace, server: TeacherServer, token: str | None, tls: ServerTls | None
+) -> "HttpServer | None":
+    """Returns the HTTP face, with the teacher's token and TLS; None if it was not asked for."""
+    if options.http is None:
+        return None
+    from teacher_server.http.server import HttpServer
+
+    host, port = host_and_port(options.http, "--http")
+    require_callers_known(options.http, token, tls, "--http")
+    if is_loopback(server.host):  # otherwise `_serve` warns
+        _warn(plaintext_warning(host, token, tls))
+    return HttpServer(host, port, server.gate, token, _tls_context(options, tls))
+
+
+def _tls_context(options: argparse.Namespace, tls: ServerTls | None) -> ssl.SSLContext | None:
+    return None if tls is None else ssl_context(options.tls_cert, options.tls_key, tls.client_ca)
+
+
+async def _drain(server: TeacherServer, http: "HttpServer | None", timeout_seconds: float) -> bool:
+    """Drains gRPC and HTTP together; returns whether all calls finished."""
+    finished = await server.drain(timeout_seconds)
+    if http is not None:
+        await http.stop()
+    return finished
 
 
 async def _first_of(*futures: asyncio.Future[Any]) -> None:

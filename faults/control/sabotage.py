@@ -340,12 +340,13 @@ def _the_disk_is_not_watched(program: str) -> None:
 def _any_number_of_connections(program: str) -> None:
     if program == "control":
         from control_plane.api import connections
+        from lectern_common import http_server
 
         def unbounded(_descriptors: int) -> int:
             return 1 << 30
 
         put(connections, "max_connections", unbounded)
-        put(connections, "REQUEST_SECONDS", float("inf"))
+        put(http_server, "REQUEST_SECONDS", float("inf"))
 
 
 def _ends_wait_for_a_person(program: str) -> None:

@@ -109,6 +109,12 @@ ADDRESS_OPTIONS = (
     TeacherOption(
         "tls_client_ca", "accept only clients with a certificate of this CA (PEM)", kind="path"
     ),
+    TeacherOption(
+        "http",
+        "host:port on which trainers that speak vLLM's or SGLang's HTTP may ask for scores, with "
+        "the same token and TLS; see docs/teacher.md",
+        metavar="HOST:PORT",
+    ),
     TeacherOption("metrics_bind", "host:port for Prometheus /metrics, with the same token and TLS"),
     TeacherOption(
         "port_file", "file to write the bound host:port to when the server is ready", kind="path"

@@ -1,7 +1,7 @@
 """The logits of a sequence in blocks of one fixed shape, so that neighbours never change a row.
 
 Legend: S tokens of a sequence, N asked positions, C rows of a block, V vocabulary, D hidden size,
-K top-k, U draws of a row.
+K top-k, U draws of a row, A ids of each row.
 
 Which kernel computes a row of a product, and how it rounds, depends on the number of rows and on
 the row's place among them: with MKL on AVX2, rows of a product of 31 differ by their place, and 1
@@ -132,6 +132,26 @@ def top_k_of(block: Block, k: int, temperature: float) -> tuple[Tensor, Tensor, 
     rest_C, normalizer_C = log_normalizers(block.logits_CV, ids_CK, temperature)
     taken = block.taken
     return taken(values_CK), taken(ids_CK), taken(rest_C), taken(normalizer_C)
+
+
+def values_and_ranks(block: Block, ids_NA: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Returns the logits [N, A] of the given ids in each asked row, and the first id's place [N].
+
+    Places count from 1, in the order of ordered_top_k. Nothing is computed, only compared, so no
+    neighbour changes a value.
+    """
+    logits_NV = block.taken(block.logits_CV)
+    ids = torch.from_numpy(ids_NA).to(logits_NV.device)
+    values_NA = logits_NV.gather(-1, ids)
+    own_N1, id_N1 = values_NA[:, :1], ids[:, :1]
+    # int32 sums take half the time of int64 ones, and ids of equal logits are rare.
+    before_N = (logits_NV > own_N1).sum(-1, dtype=torch.int32)
+    has_equals_N = (logits_NV == own_N1).sum(-1, dtype=torch.int32) > 1
+    if bool(has_equals_N.any()):
+        id_V = torch.arange(logits_NV.shape[-1], device=logits_NV.device)
+        lower_NV = (logits_NV[has_equals_N] == own_N1[has_equals_N]) & (id_V < id_N1[has_equals_N])
+        before_N[has_equals_N] += lower_NV.sum(-1, dtype=torch.int32)
+    return values_NA, before_N + 1
 
 
 def draws_of(block: Block, uniforms_NU: npt.NDArray[np.float64], temperature: float) -> Draws:

@@ -1,6 +1,6 @@
 """A teacher without a model, for tests: it predicts that each token repeats.
 
-Legend: N asked rows, V asked vocabulary, K top-k.
+Legend: N asked rows, V asked vocabulary, K top-k, A ids asked beside the K.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from teacher_server.engine.seam import (
     HeadFacts,
     ModelFacts,
     SequenceAsk,
+    beside_record,
 )
 
 _PEAK = 10.0
@@ -74,6 +75,8 @@ class FixtureEngine:
             logits_NV = np.zeros((len(peaks_N), ask.vocab_size), "<f4")
             logits_NV[np.arange(len(peaks_N)), peaks_N] = _PEAK
             return logits_NV.data.cast("B")
+        if ask.also_NA is not None:
+            return self._beside(peaks_N, ask, ask.also_NA).view(np.uint8).data
         return self._top_k(peaks_N, ask).view(np.uint8).data
 
     def head_bytes(self, vocab_size: int) -> Sequence[memoryview]:
@@ -92,4 +95,19 @@ class FixtureEngine:
         records_N["log_rest_t"] = np.log(left_out) if left_out else -np.inf
         scaled = _PEAK / ask.temperature  # factored out of the logarithm: it may be large
         records_N["log_normalizer_t"] = scaled + np.log1p(others * np.exp(-scaled))
+        return records_N
+
+    def _beside(
+        self, peaks_N: npt.NDArray[np.int64], ask: SequenceAsk, also_NA: npt.NDArray[np.uint32]
+    ) -> np.ndarray:
+        top_N = self._top_k(peaks_N, ask)
+        records_N = np.empty(
+            len(peaks_N), beside_record(ask.representation.top_k or 0, also_NA.shape[1])
+        )
+        records_N["top"] = top_N
+        records_N["logits"] = np.where(also_NA == peaks_N[:, None], _PEAK, 0.0)
+        first_N = also_NA[:, 0].astype(np.int64)
+        # Behind the peak by rising id, and the ids above the peak's are one place further up.
+        behind_N = first_N + 2 - (first_N > peaks_N)
+        records_N["rank"] = np.where(first_N == peaks_N, 1, behind_N)
         return records_N

@@ -1,6 +1,7 @@
 """Turns hidden states or logits into rows of bytes, a block of rows at a time.
 
-Legend: S tokens, N asked rows, C rows of a block, V asked vocabulary, D hidden size, K top-k.
+Legend: S tokens, N asked rows, C rows of a block, V asked vocabulary, D hidden size, K top-k,
+A ids asked beside the K.
 
 Every function takes logits that are already sliced to the asked vocabulary, so no id beyond it
 takes part in a softmax.
@@ -19,10 +20,11 @@ from lectern_models.logits.blocks import (
     draws_of,
     first_bad_row,
     top_k_of,
+    values_and_ranks,
 )
 from lectern_models.logits.output_head import OutputHead
 from lectern_models.logits.sampled import uniforms
-from teacher_server.engine.seam import ComputedRows, NoLongerWanted, SequenceAsk
+from teacher_server.engine.seam import ComputedRows, NoLongerWanted, SequenceAsk, beside_record
 
 
 def rows_of_hidden(
@@ -73,13 +75,20 @@ def _dense_rows(logits: AskedLogits, ask: SequenceAsk) -> ComputedRows:
 
 
 def _top_k_rows(logits: AskedLogits, ask: SequenceAsk) -> ComputedRows:
-    """N records of `top_k_record(k)`. Equal logits: the lower id comes first."""
+    """N records of `top_k_record(k)`, or `beside_record`. Equal logits: the lower id is first."""
     k = ask.representation.top_k or 0
-    records_N = np.empty(ask.num_rows, top_k_record(k))
+    also_NA = ask.also_NA
+    record = top_k_record(k) if also_NA is None else beside_record(k, also_NA.shape[1])
+    records_N = np.empty(ask.num_rows, record)
+    top_N = records_N if also_NA is None else records_N["top"]
     names = ("logits", "ids", "log_rest_t", "log_normalizer_t")
     for block in logits.blocks():
         for name, values in zip(names, top_k_of(block, k, ask.temperature), strict=True):
-            records_N[block.rows][name] = values.cpu().numpy()
+            top_N[block.rows][name] = values.cpu().numpy()
+        if also_NA is not None:
+            values, ranks = values_and_ranks(block, also_NA[block.rows].astype(np.int64))
+            records_N["logits"][block.rows] = values.cpu().numpy()
+            records_N["rank"][block.rows] = ranks.cpu().numpy()
     return ComputedRows(records_N.view(np.uint8).data)
 
 

@@ -1,6 +1,7 @@
 """The interface between queue and model: what is asked, what is computed, and the Engine.
 
-Legend: S tokens of one sequence, N asked rows, V asked vocabulary, D hidden size, K top-k.
+Legend: S tokens of one sequence, N asked rows, V asked vocabulary, D hidden size, K top-k,
+A ids asked beside the K.
 
 Imports no torch and no gRPC. A forward answers a base ask (see `base_ask`), from which other
 answers about the same sequence are derived. So one forward serves every request for a sequence,
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from lectern_common.errors import TeacherError
 from lectern_common.tokens.tokenizer_map import tokenizer_sha256
-from lectern_common.wire.formats import Representation, Widths
+from lectern_common.wire.formats import Representation, Widths, top_k_record
 
 # Part of the fingerprint: raise it when a representation changes by more than rounding.
 REPRESENTATION_VERSION = 2
@@ -35,13 +36,19 @@ class NoLongerWanted(Exception):
 
 @dataclass(frozen=True, eq=False)
 class SequenceAsk:
-    """One sequence and what is asked of it: everything that the answer depends on."""
+    """One sequence and what is asked of it: everything that the answer depends on.
+
+    `also_NA` are ids below `vocab_size` whose logits are asked at each row beside its largest K,
+    whether or not they are among them; only for "top_k", whose rows are then `beside_record`s.
+    None means none.
+    """
 
     token_ids_S: npt.NDArray[np.uint32]
     asked_S: npt.NDArray[np.bool_]  # at least one is set
     vocab_size: int
     representation: Representation
     temperature: float
+    also_NA: npt.NDArray[np.uint32] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -60,7 +67,20 @@ class SequenceAsk:
         digest.update(np.float64(self.temperature).tobytes())
         digest.update(np.packbits(self.asked_S).tobytes())
         digest.update(np.ascontiguousarray(self.token_ids_S, "<u4").tobytes())
+        if self.also_NA is not None:
+            digest.update(repr(self.also_NA.shape).encode())
+            digest.update(np.ascontiguousarray(self.also_NA, "<u4").tobytes())
         return digest.digest()
+
+
+def beside_record(k: int, num_also: int) -> np.dtype:
+    """Returns the structured dtype of a "top_k" row with ids asked beside the K.
+
+    Fields: `top`, a `top_k_record(k)`; `logits` float32 [A], of the ids asked beside, in their
+    order; `rank` uint32, the place of the first of those ids among all V, from 1: by falling logit,
+    of equal logits the lower id first, as the K are ordered.
+    """
+    return np.dtype([("top", top_k_record(k)), ("logits", "<f4", (num_also,)), ("rank", "<u4")])
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ def ready_text(
     address: str,
     callers: str,
     encryption: str,
+    http_url: str | None = None,
     metrics_url: str | None = None,
 ) -> str:
     """Returns a few aligned lines: the model, where it runs, what it offers, its limits.
@@ -22,6 +23,7 @@ def ready_text(
     Args:
         callers: who may call.
         encryption: what protects the connection.
+        http_url: where other trainers ask over HTTP; None if they cannot.
         metrics_url: what Prometheus scrapes; None if metrics are not served.
     """
     reasons = {name: facts.why_not(name) for name in FORMATS}
@@ -38,6 +40,7 @@ def ready_text(
         ("address", address),
         ("callers", callers),
         ("encryption", encryption),
+        ("http", http_url or "not served; set --http to serve other trainers"),
         ("metrics", metrics_url or "not served; set --metrics-bind to serve them"),
         ("offers", ", ".join(offered)),
         *(("", f"not {name}: {reason}") for name, reason in missing),

@@ -15,6 +15,7 @@ from typing import Any
 
 import grpc
 import psutil
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
 from grpc_reflection.v1alpha import reflection
@@ -28,8 +29,9 @@ from lectern_common.words import address_of, host_and_port
 from protos import teacher_pb2, teacher_pb2_grpc
 from teacher_server.engine.seam import Engine
 from teacher_server.rpc.auth import BearerTokenInterceptor, require_callers_known
+from teacher_server.rpc.gate import Gate, Serving
 from teacher_server.rpc.limits import Limits
-from teacher_server.rpc.servicer import Serving, TeacherServicer
+from teacher_server.rpc.servicer import Garbled, TeacherServicer
 from teacher_server.rpc.tls import ServerTls
 from teacher_server.scheduling.accounting import Accounting
 from teacher_server.scheduling.admission import Admission, Quotas
@@ -84,7 +86,8 @@ class TeacherServer:
         require_callers_known(bind, token, tls)
         self._tls = tls
         self._health = health_aio.HealthServicer()
-        self._servicer = TeacherServicer()
+        self.gate = Gate()
+        self._servicer = TeacherServicer(self.gate)
         interceptors = [BearerTokenInterceptor(token)] if token is not None else []
         options = [*SERVER_OPTIONS, ("grpc.max_receive_message_length", max_request_bytes)]
         self._server = grpc.aio.server(interceptors=interceptors, options=options)
@@ -109,7 +112,7 @@ class TeacherServer:
         add_teacher: Any = teacher_pb2_grpc.add_TeacherServicer_to_server
         add_teacher(self._servicer, self._server)
         registered: Any = self._server  # grpc-stubs do not know the method
-        registered.add_registered_method_handlers(SERVICE_NAME, self._reply_streams())
+        registered.add_registered_method_handlers(SERVICE_NAME, self._handlers())
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
         reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
@@ -123,14 +126,26 @@ class TeacherServer:
             ) from None
         await self._server.start()
 
-    def _reply_streams(self) -> dict[str, Any]:
-        """Returns what replaces the generated handler: its pieces are already serialized."""
-        scoring: Any = grpc.unary_stream_rpc_method_handler(
-            self._servicer.LogitsForBatch,
-            request_deserializer=teacher_pb2.LogitsForBatchRequest.FromString,
-            response_serializer=serialized,
-        )
-        return {"LogitsForBatch": scoring}
+    def _handlers(self) -> dict[str, Any]:
+        """Returns what replaces the generated handlers.
+
+        Bytes that are not the request's message reach the servicer, which refuses them; and the
+        pieces of LogitsForBatch are already serialized.
+        """
+        handlers: dict[str, Any] = {}
+        for method in teacher_pb2.DESCRIPTOR.services_by_name["Teacher"].methods:
+            reply = getattr(teacher_pb2, method.output_type.name).SerializeToString
+            make: Any = (
+                grpc.unary_stream_rpc_method_handler
+                if method.server_streaming
+                else grpc.unary_unary_rpc_method_handler
+            )
+            handlers[method.name] = make(
+                getattr(self._servicer, method.name),
+                request_deserializer=_parser(getattr(teacher_pb2, method.input_type.name)),
+                response_serializer=serialized if method.name == "LogitsForBatch" else reply,
+            )
+        return handlers
 
     def _listen(self) -> int:
         """Returns the port that was bound. Raises RuntimeError or OSError."""
@@ -200,7 +215,7 @@ class TeacherServer:
         self.batching = asyncio.create_task(batcher.run())
         for name in ("", SERVICE_NAME):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        self._servicer.open(Serving(engine, batcher, accounting, limits, utilization))
+        self.gate.open(Serving(engine, batcher, accounting, limits, utilization))
         return limits
 
     def stats(self) -> teacher_pb2.Stats | None:
@@ -210,10 +225,10 @@ class TeacherServer:
     async def drain(self, timeout_seconds: float) -> bool:
         """Takes no more calls, waits for those in flight, stops. Returns whether all finished."""
         await self._health.enter_graceful_shutdown()
-        self._servicer.close("the teacher is shutting down")
+        self.gate.close("the teacher is shutting down")
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._servicer.wait_until_idle(), timeout_seconds)
-        finished = self._servicer.is_idle
+            await asyncio.wait_for(self.gate.wait_until_idle(), timeout_seconds)
+        finished = self.gate.is_idle
         if not finished:
             log.warning("calls cut off", after_seconds=timeout_seconds)
         await self._server.stop(_GRACE_SECONDS)
@@ -224,6 +239,18 @@ class TeacherServer:
         if self._disk_cache is not None:
             await asyncio.to_thread(self._disk_cache.close)
         return finished
+
+
+def _parser(message: Any) -> Callable[[bytes], Any]:
+    """Returns what parses a request; bytes that are not one become Garbled."""
+
+    def parsed(data: bytes) -> Any:
+        try:
+            return message.FromString(data)
+        except DecodeError:
+            return Garbled(message.DESCRIPTOR.name)
+
+    return parsed
 
 
 def _addresses_to_bind(host: str) -> list[str]:

@@ -20,7 +20,7 @@ from protos import teacher_pb2
 from teacher_server.engine.seam import ModelFacts, ScoringRequest, SequenceAsk
 from teacher_server.rpc.limits import Limits
 
-_RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+RUN_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _REQUEST_ID = re.compile(r"[ -~]{0,64}")
 
 
@@ -52,8 +52,8 @@ def scoring_request(
         Incompatible, WrongModel, RepresentationNotOffered: valid, but not on this server.
     """
     require_protocol(request.protocol_version)
-    if not _RUN_ID.fullmatch(request.run_id):
-        raise InvalidRequest(f"run_id must match {_RUN_ID.pattern}", field="run_id")
+    if not RUN_ID.fullmatch(request.run_id):
+        raise InvalidRequest(f"run_id must match {RUN_ID.pattern}", field="run_id")
     if not _REQUEST_ID.fullmatch(request.request_id):
         raise InvalidRequest(
             "request_id must be at most 64 printable ASCII characters", field="request_id"

@@ -34,8 +34,8 @@ ORDER_WITHIN = {
     package: order.split()
     for package, order in {
         "lectern_common": "errors words logs roots threads files json_lines "
-        "callers listening wire tokens teacher spec run checks stages",
-        "teacher_server": "engine scheduling rpc observing options __main__",
+        "callers listening http_server wire tokens teacher spec run checks stages",
+        "teacher_server": "engine scheduling rpc http observing options __main__",
         "student_trainer": "stop seeds targets batch ranks data objective journal "
         "student teacher generating evaluation evaluating record run exporting publishing stages "
         "pipeline __main__",
@@ -153,9 +153,10 @@ def test_grpc_is_imported_only_by_the_files_that_speak_it():
     assert speakers == GRPC_FILES
 
 
-def test_fastapi_is_imported_only_by_the_control_plane():
+def test_fastapi_is_imported_only_where_http_is_served():
+    homes = ("control_plane/", "teacher_server/http/", "lectern_common/http_server.py")
     for path in modules():
-        if path.relative_to(ROOT).parts[0] != "control_plane":
+        if not relative(path).startswith(homes):
             assert not imported_packages(path) & {"fastapi", "starlette", "uvicorn"}, relative(path)
 
 

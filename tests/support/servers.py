@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from teacher_server.engine.seam import Engine
+from teacher_server.http.server import HttpServer
 from teacher_server.rpc.limits import Limits
 from teacher_server.rpc.server import TeacherServer
 from teacher_server.scheduling.sharing import Sharing
@@ -33,14 +34,19 @@ _Result = TypeVar("_Result")
 
 
 class TeacherThread:
-    """A real server on a real socket, its event loop in a thread. `open` ends the loading state."""
+    """A real server on a real socket, its event loop in a thread. `open` ends the loading state.
 
-    def __init__(self, token: str | None = None) -> None:
+    With its HTTP face at `url`, if `http`.
+    """
+
+    def __init__(self, token: str | None = None, *, http: bool = False) -> None:
+        self._http: HttpServer | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="teacher-loop")
         self._thread.start()
-        self._server = self._do(self._started(token))
+        self._server = self._do(self._started(token, http))
         self.address = self._server.address
+        self.url = "" if self._http is None else self._http.url
 
     def open(
         self, engine: Engine, limits: Limits | None = None, sharing: Sharing | None = None
@@ -53,6 +59,8 @@ class TeacherThread:
 
     def close(self) -> None:
         self._do(self._server.drain(0))
+        if self._http is not None:
+            self._do(self._http.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -60,9 +68,12 @@ class TeacherThread:
     def _do(self, coroutine: Coroutine[Any, Any, _Result]) -> _Result:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(60)
 
-    async def _started(self, token: str | None) -> TeacherServer:
+    async def _started(self, token: str | None, http: bool) -> TeacherServer:
         server = TeacherServer("127.0.0.1:0", token)
         await server.start()
+        if http:
+            self._http = HttpServer("127.0.0.1", 0, server.gate, token)
+            await self._http.start()
         return server
 
 
@@ -90,6 +101,22 @@ def teacher_of(model: Path) -> Iterator[TeacherThread]:
     server = TeacherThread()
     try:
         server.open(transformers.load(str(model), transformers.EngineSettings(device="cpu")))
+        yield server
+    finally:
+        server.close()
+
+
+@contextlib.contextmanager
+def http_teacher(
+    engine: Engine,
+    limits: Limits | None = None,
+    token: str | None = None,
+    sharing: Sharing | None = None,
+) -> Iterator[TeacherThread]:
+    """Yields a server that is ready, also over HTTP."""
+    server = TeacherThread(token, http=True)
+    try:
+        server.open(engine, limits, sharing)
         yield server
     finally:
         server.close()

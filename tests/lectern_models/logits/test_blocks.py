@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lectern_models.logits.blocks import AskedLogits, draws_of, top_k_of
+from lectern_models.logits.blocks import AskedLogits, draws_of, top_k_of, values_and_ranks
 from lectern_models.logits.output_head import HeadTransform, OutputHead
 
 # MKL chooses its kernels when torch is loaded.
@@ -96,3 +96,28 @@ def test_rows_equal_the_head_in_float64() -> None:
         torch.testing.assert_close(
             taken.double(), exact[np.flatnonzero(asked)[block.rows]], rtol=0, atol=1e-5
         )
+
+
+def test_places_count_equal_logits_by_rising_id() -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randint(-4, 4, (50, 23), generator=generator).float()  # full of equal ones
+    logits[7, 5:] = -torch.inf
+    asked = np.arange(50) % 2 == 1
+    ids = np.random.default_rng(0).integers(0, 23, (25, 3))
+    values, places = [], []
+    for block in AskedLogits.of(asked, logits).blocks():
+        found = values_and_ranks(block, ids[block.rows])
+        values.append(found[0])
+        places.append(found[1])
+    rows = logits[torch.from_numpy(asked)]
+    expected = []
+    for row, first in zip(rows.tolist(), ids[:, 0].tolist(), strict=True):
+        falling = sorted((-value, token_id) for token_id, value in enumerate(row))
+        expected.append(falling.index((-row[first], first)) + 1)
+    assert torch.cat(places).tolist() == expected
+    assert torch.equal(torch.cat(values), rows.gather(1, torch.from_numpy(ids)))
+    (whole,) = AskedLogits.of(np.ones(4, bool), logits[:4]).blocks()
+    _, top_ids, *_ = top_k_of(whole, 23, 1.0)
+    for place in range(23):
+        _, ranks = values_and_ranks(whole, top_ids[:, place : place + 1].numpy())
+        assert ranks.tolist() == [place + 1] * 4
