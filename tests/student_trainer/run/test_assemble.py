@@ -179,8 +179,8 @@ APPLIED: dict[str, tuple[dict[str, Any], Callable[[Assembly], Any], Any]] = {
     ),
     "rollout.fraction": (
         rolling(fraction=0.25),
-        lambda run: sum(len(writer(run).plan.slots(step)) for step in range(4000)) // 400,
-        10,
+        lambda run: round(sum(len(writer(run).plan.slots(step)) for step in range(4000)) / 1000),
+        4,
     ),
     "rollout.prompt_tokens": (rolling(), lambda run: len(writer(run).prompts.ids(0)), 3),
     "rollout.max_new_tokens": (
