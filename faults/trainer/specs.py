@@ -222,7 +222,7 @@ def _refused(stopped: Stopped, changes: Mapping[str, Any]) -> str:
     if exit_status != 1 or status is None or status.reason != "invalid_spec":
         return f"it exited with status {exit_status}: {status}"
     before, after = stopped.folder.read_spec().model_dump(), folder.read_spec().model_dump()
-    for name in _names(changes):
+    for name in _names(changes, before):
         was, now = _value(before, name), _value(after, name)
         if f"{name}: was {was!r}, is {now!r}; {_REFUSAL}" not in str(status.message):
             return f"it does not say that {name} was {was!r}: {status.message}"
@@ -230,10 +230,10 @@ def _refused(stopped: Stopped, changes: Mapping[str, Any]) -> str:
     return "" if same and len(checkpoints.visible(folder)) else "the run was changed"
 
 
-def _names(changes: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the changed fields; of a whole section those that it is made of."""
+def _names(changes: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the changed fields; of a section that was there those that it is made of."""
     for name, value in changes.items():
-        is_section = name in RunSpec.model_fields and isinstance(value, dict)
+        is_section = isinstance(before.get(name), dict) and isinstance(value, dict)
         yield from (f"{name}.{field}" for field in value) if is_section else (name,)
 
 
