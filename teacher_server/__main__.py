@@ -11,6 +11,7 @@ import signal
 import ssl
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,17 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
 
 
+@dataclass(frozen=True)
+class _Service:
+    """What the process serves with, and who may call it."""
+
+    server: TeacherServer
+    http: "HttpServer | None"
+    metrics: "MetricsServer | None"
+    token: str | None
+    tls: ServerTls | None
+
+
 async def _serve(
     options: argparse.Namespace,
     limits: Limits,
@@ -69,11 +81,27 @@ async def _serve(
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, _stop_or_exit, stop)
-    stopping = asyncio.create_task(stop.wait())
-
     server = TeacherServer(options.bind, token, tls, limits.max_request_bytes)
     metrics = _metrics_server(options, server, token, tls)
     http = _http_server(options, server, token, tls)
+    try:
+        return await _live(options, limits, load, _Service(server, http, metrics, token, tls), stop)
+    except LecternError:
+        await _drain(server, http, 0)  # a server that is only dropped may keep the process
+        raise
+
+
+async def _live(
+    options: argparse.Namespace,
+    limits: Limits,
+    load: Callable[[], Engine],
+    service: _Service,
+    stop: asyncio.Event,
+) -> int:
+    """Serves until a stop is asked for; returns the exit status."""
+    server, http, metrics = service.server, service.http, service.metrics
+    token, tls = service.token, service.tls
+    stopping = asyncio.create_task(stop.wait())
     await server.start()
     if http is not None:
         await http.start()
