@@ -23,7 +23,7 @@ from faults.replacing import put
 
 
 def _die_at(value: str) -> None:
-    from control_plane.runs.commands import RunCommands
+    from control_plane.runs.commands import JobCommands
     from control_plane.trainers.fork_server import Forked
     from control_plane.trainers.launcher import Launcher
 
@@ -37,15 +37,15 @@ def _die_at(value: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     if point == "claimed":
-        claim = RunCommands.claim
+        claim = JobCommands.claim
 
-        def claimed(self: RunCommands, *arguments: Any) -> Any:
+        def claimed(self: JobCommands[Any], *arguments: Any) -> Any:
             run = claim(self, *arguments)
             if run is not None:
                 reached()
             return run
 
-        put(RunCommands, "claim", claimed)
+        put(JobCommands, "claim", claimed)
     elif point == "spawned":
         start = Launcher.start
 

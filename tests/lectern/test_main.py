@@ -60,6 +60,8 @@ def test_the_commands_are_exactly_these():
         "sweeps stop",
         "sweeps delete",
         "data prepare",
+        "data generate",
+        "data show",
         "doctor",
         "alerts test",
         "precompute",
