@@ -51,6 +51,19 @@ class Writer:
     seed: int
     stale_steps: int = 0
 
+    @property
+    def never_ends(self) -> str | None:
+        """Why no completion ends by itself, for people to read; None if completions may."""
+        if self.ends - self.barred:
+            return None
+        why = "neither the student's files nor the data name a token that ends a text"
+        if self.ends:
+            why = (
+                f"the teacher has no say in the tokens that end a text ({sorted(self.ends)}), so "
+                "the student never writes them"
+            )
+        return f"{why}: every completion is cut at rollout.max_new_tokens"
+
     def write(self, student: CausalStudent, slots: Sequence[Slot], stop: Stop) -> Iterator[Rollout]:
         """Yields the student's rollouts as they are finished, in no fixed order.
 

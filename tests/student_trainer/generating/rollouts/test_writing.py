@@ -163,6 +163,18 @@ def test_rollouts_with_an_id_that_is_barred_now_are_written_anew(
             assert (rollouts_of(tensors, other, 6, rank) is not None) is there
 
 
+def test_why_no_text_ends_is_said() -> None:
+    writer = writer_of(0)
+    assert writer.never_ends is None
+    assert replace(writer, barred=frozenset([4])).never_ends is None
+    both = replace(writer, ends=frozenset([5, 6]), barred=frozenset([5]))
+    assert both.never_ends is None
+    without = replace(writer, ends=frozenset()).never_ends
+    assert without is not None and "name a token that ends a text" in without
+    barred = replace(both, barred=frozenset([4, 5, 6])).never_ends
+    assert barred is not None and "no say in the tokens that end a text ([5, 6])" in barred
+
+
 def test_rollouts_of_another_step_or_of_other_rows_are_refused(student: CausalStudent) -> None:
     writer = writer_of(1)
     written = list(writer.write(student, writer.plan.slots(6), Stop()))
