@@ -36,8 +36,8 @@ class Writer:
         sampling: how tokens are chosen.
         ends: ids that end a completion.
         barred: ids that are never chosen: those in which the teacher has no say.
-        max_rows: rows written at a time; a function of the spec and the prompts, as the texts
-            depend on it by rounding.
+        max_rows: rows written at a time; a function of spec, student and prompts, as the
+            texts depend on it by rounding.
         seed: of the run.
         stale_steps: how many steps before it is learnt a row is written.
     """
