@@ -23,7 +23,8 @@ class Batch:
     with each document, and nowhere else. None means each row is one sequence.
 
     `lengths_B` is given if rows may end with padding: how many inputs of each are tokens. No label
-    of padding counts. With `position_ids_BS`, padding is a document by itself.
+    of padding counts. With `position_ids_BS`, padding is a document by itself. A row of 0 is only
+    there to have as many rows as another rank.
     """
 
     inputs_BS: npt.NDArray[np.int64]

@@ -90,6 +90,19 @@ def new_cache(config: PreTrainedConfig) -> Cache:
     return cache
 
 
+def bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype) -> int:
+    """Returns the most bytes of keys and values of a token; 0 for a model without attention."""
+    config = config.get_text_config(decoder=True)
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:
+        return 0
+    key_value_heads = getattr(config, "num_key_value_heads", None) or heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    # With latent attention, keys are larger than values.
+    size = max(size, getattr(config, "qk_head_dim", None) or 0)
+    return 2 * int(config.num_hidden_layers * key_value_heads * size) * dtype.itemsize
+
+
 def can_join(cache: Cache) -> bool:
     """Returns True if `join` and `drop_columns` know all layers of the cache."""
     return all(type(layer) in _JOINED for layer in cache.layers)

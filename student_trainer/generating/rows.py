@@ -79,6 +79,8 @@ class Cached:
             self._options["logits_to_keep"] = 1
         self._cache = new_cache(model.config)
         self._lengths: list[int] = []
+        # Of the cache: more than the longest row has where padding cannot be dropped.
+        self._columns = 0
 
     def may_add(self, free: int, most: int) -> bool:
         if not self._lengths:
@@ -94,39 +96,44 @@ class Cached:
             different = list(dict.fromkeys(tuple(ids) for ids in group))
             places = {ids: place for place, ids in enumerate(different)}
             rows = [places[tuple(ids)] for ids in group]
-            logits_BV = self._computed(different, [len(ids) for ids in different], cache)
+            own = [len(ids) for ids in different]
+            logits_BV = self._computed(different, own, max(own), cache)
             if rows != list(range(len(different))):
                 keep_rows(cache, rows, logits_BV.device)
                 logits_BV = logits_BV[rows]
             if self._lengths:
                 join(self._cache, cache)
             else:
-                self._cache = cache
+                self._cache, self._columns = cache, max(lengths)
             self._lengths += lengths
             parts.append(logits_BV)
         return torch.cat(parts)
 
     def next_logits(self, ids: Sequence[int]) -> Tensor:
         self._lengths = [length + 1 for length in self._lengths]
-        return self._computed([[one] for one in ids], self._lengths, self._cache)
+        self._columns += 1
+        return self._computed([[one] for one in ids], self._lengths, self._columns, self._cache)
 
     def keep(self, rows: Sequence[int]) -> None:
-        columns = max(self._lengths)
         self._lengths = [self._lengths[row] for row in rows]
         if not rows:
-            self._cache = new_cache(self._model.config)
+            self._cache, self._columns = new_cache(self._model.config), 0
             return
-        unused = columns - max(self._lengths)
+        unused = self._columns - max(self._lengths)
         if unused and can_join(self._cache):
             drop_columns(self._cache, unused)
+            self._columns -= unused
         keep_rows(self._cache, rows, self._model.device)
 
     def _computed(
-        self, coming: Sequence[Sequence[int]], lengths: Sequence[int], cache: Any
+        self, coming: Sequence[Sequence[int]], lengths: Sequence[int], columns: int, cache: Any
     ) -> Tensor:
-        """Returns the logits [B, V] after the ids that come, of rows then of these lengths."""
+        """Returns the logits [B, V] after the ids that come.
+
+        The rows then have these lengths, and the cache so many columns.
+        """
         device = self._model.device
-        width, columns = max(map(len, coming)), max(lengths)
+        width = max(map(len, coming))
         padded = [[0] * (width - len(ids)) + list(ids) for ids in coming]
         arguments: dict[str, Any] = {"input_ids": torch.tensor(padded, device=device)}
         lengths_B1 = torch.tensor(lengths, device=device)[:, None]

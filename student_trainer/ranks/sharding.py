@@ -10,6 +10,7 @@ valid positions of the whole step, so the result is the gradient that one proces
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +55,9 @@ def whole_weights(student: nn.Module) -> Iterator[None]:
     """Within the block, each rank holds all parameters whole, gathered once, at the beginning.
 
     So ranks may make forwards of the student's modules, without gradients, and not equally many of
-    them: they exchange nothing. All ranks enter the block, and leave it, at the same place. Does
-    nothing if the parameters are not sharded.
+    them, or none: they exchange nothing, and leave no trace in the next backward. All ranks enter
+    the block, and leave it, at the same place, with no gradients under way. Does nothing if the
+    parameters are not sharded.
     """
     sharded = [module for module in student.modules() if isinstance(module, FSDPModule)]
     for module in sharded:
@@ -70,7 +72,10 @@ def whole_weights(student: nn.Module) -> Iterator[None]:
     finally:
         for module in sharded:
             module.set_reshard_after_forward(module is not student, recurse=False)
-        split_again(student)
+        if sharded:
+            # FSDP remembers every forward until a backward, which gathers layers in the reverse
+            # order: after unequal forwards, in another order on each rank.
+            cast(FSDPModule, student).reset_iter_state()
 
 
 def gathered(tensors: dict[str, Tensor], *, keep: bool) -> dict[str, Tensor]:

@@ -131,10 +131,8 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
             **_described(run, loaded, data, teaching, writer),
             **found,
         )
-        if writer is not None and not writer.ends:
-            words = "neither the student's files nor the data name a token that ends a text, so "
-            words += "every completion is cut at rollout.max_new_tokens"
-            recorder.event("never_ends", message=words)
+        if writer is not None and writer.never_ends is not None:
+            recorder.event("never_ends", message=writer.never_ends)
     asked = teaching
     if kept is not None and teaching is not None:
         around = kept.around(teaching.provider)

@@ -165,6 +165,10 @@ class CausalStudent(Student):
     def output_head(self) -> OutputHead:
         return self._parts.head()
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return self._compute_dtype
+
     def precision(self) -> AbstractContextManager[object]:
         """Returns the context in which the model computes in the compute dtype."""
         if self._compute_dtype == torch.float32:

@@ -18,15 +18,18 @@ from lectern_models.loading import max_positions
 from protos import teacher_pb2
 from student_trainer.data.prompt_set import PromptSet, open_prompt_set, prompts_of_rows
 from student_trainer.data.select import Data
+from student_trainer.generating.cache import bytes_per_token
 from student_trainer.generating.rollouts.plan import Plan
 from student_trainer.generating.rollouts.writing import Writer
 from student_trainer.generating.sampling import Sampling
 from student_trainer.student.ends import edges_of
 from student_trainer.student.load import LoadedStudent
 
-# Tokens of prompts and completions whose keys and values are in memory at a time: 1.6 GB for a
-# student of half a billion parameters in bfloat16.
+# Tokens of prompts and completions that are in memory at a time, and the bytes of their keys and
+# values: a student of half a billion parameters takes 1.6 GB for so many tokens in bfloat16, one of
+# seven billion without grouped heads 64 GB.
 _TOKENS_IN_HAND = 1 << 17
+_BYTES_IN_HAND = 4 << 30
 
 
 def writer_of(
@@ -75,10 +78,24 @@ def writer_of(
         Sampling(rollout.temperature, rollout.top_p, rollout.top_k, rollout.max_new_tokens),
         frozenset(edges_of(student.model, loaded.folder, data.folder, files).ends),
         frozenset(untaught.ids) | frozenset(beyond),
-        max(1, _TOKENS_IN_HAND // longest_rollout(rollout, prompts.longest)),
+        rows_in_hand(
+            longest_rollout(rollout, prompts.longest),
+            bytes_per_token(student.model.config, student.compute_dtype),
+        ),
         spec.seed,
         rollout.stale_steps,
     )
+
+
+def rows_in_hand(longest: int, token_bytes: int) -> int:
+    """Returns how many rows are written at a time, whose keys and values fit into 4 GiB.
+
+    Args:
+        longest: tokens of a prompt and its completion, at most.
+        token_bytes: of the keys and values of a token.
+    """
+    tokens = min(_TOKENS_IN_HAND, _BYTES_IN_HAND // max(1, token_bytes))
+    return max(1, tokens // longest)
 
 
 def decoder_of(

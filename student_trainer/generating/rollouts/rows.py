@@ -48,11 +48,11 @@ def batch_of_rollouts(rollouts: Sequence[Rollout]) -> Batch:
     """Returns a batch of rollouts, padded at the end to the longest; padding has no valid label.
 
     Labels before the completion are IGNORE_INDEX; the position that predicts its first token is the
-    last one of the prompt, and the end token is a label too. No rollouts make one row without a
-    valid label.
+    last one of the prompt, and the end token is a label too. No rollouts make one row of padding.
     """
     if not rollouts:
-        return Batch(np.zeros((1, 1), np.int64), np.full((1, 1), IGNORE_INDEX, np.int64))
+        inputs_BS = np.zeros((1, 1), np.int64)
+        return Batch(inputs_BS, np.full_like(inputs_BS, IGNORE_INDEX), None, np.zeros(1, np.int64))
     rows = [np.concatenate([one.prompt_ids, one.completion]).astype(np.int64) for one in rollouts]
     lengths_B = np.array([len(row) - 1 for row in rows], np.int64)
     inputs_BS = np.zeros((len(rows), int(lengths_B.max())), np.int64)
@@ -84,7 +84,7 @@ class DataRows:
     def batch_at(self, step: int) -> Batch:
         """Returns the rows of data of a step, maybe none.
 
-        A rank with fewer rows than another has further ones without a valid label, so that all
+        A rank with fewer rows than another has further ones that count as padding, so that all
         have equally many micro-batches.
         """
         written = self._plan.is_written(step)[self._plan.share(self._rank)]
@@ -99,7 +99,11 @@ class DataRows:
         chosen = batch.rows(np.concatenate([kept, others[:missing]]))
         labels_BS = chosen.labels_BS.copy()
         labels_BS[len(kept) :] = IGNORE_INDEX
-        return replace(chosen, labels_BS=labels_BS)
+        lengths_B = chosen.lengths_B
+        if lengths_B is None:
+            lengths_B = np.full(len(labels_BS), labels_BS.shape[1], np.int64)
+        lengths_B = np.where(np.arange(len(labels_BS)) < len(kept), lengths_B, 0)
+        return replace(chosen, labels_BS=labels_BS, lengths_B=lengths_B)
 
 
 class NoBatches:

@@ -69,6 +69,9 @@ def rollouts_of(
 ) -> list[Rollout] | None:
     """Returns a rank's rollouts of a step; None if there are none in flight.
 
+    So it is too if one has an id that the writer may not write: those of a run that was forked
+    under another teacher.
+
     Raises:
         CorruptData: they are not those of the run's step.
     """
@@ -81,6 +84,9 @@ def rollouts_of(
             f"the rollouts in the checkpoint of step {step} are of other rows than the run writes; "
             "start a new run"
         )
+    barred = torch.tensor(sorted(writer.barred), dtype=torch.int64)
+    if any(torch.isin(tensors[name], barred).any() for name in ("ids", "ends_R")):
+        return None
     ids = tensors["ids"].split(tensors["lengths_R"].tolist())
     prompts = tensors["prompt_ids"].split(tensors["prompt_lengths_R"].tolist())
     ends = tensors["ends_R"].tolist()

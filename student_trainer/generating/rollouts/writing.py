@@ -36,8 +36,8 @@ class Writer:
         sampling: how tokens are chosen.
         ends: ids that end a completion.
         barred: ids that are never chosen: those in which the teacher has no say.
-        max_rows: rows written at a time; a function of the spec and the prompts, as the texts
-            depend on it by rounding.
+        max_rows: rows written at a time; a function of spec, student and prompts, as the
+            texts depend on it by rounding.
         seed: of the run.
         stale_steps: how many steps before it is learnt a row is written.
     """
@@ -50,6 +50,19 @@ class Writer:
     max_rows: int
     seed: int
     stale_steps: int = 0
+
+    @property
+    def never_ends(self) -> str | None:
+        """Why no completion ends by itself, for people to read; None if completions may."""
+        if self.ends - self.barred:
+            return None
+        why = "neither the student's files nor the data name a token that ends a text"
+        if self.ends:
+            why = (
+                f"the teacher has no say in the tokens that end a text ({sorted(self.ends)}), so "
+                "the student never writes them"
+            )
+        return f"{why}: every completion is cut at rollout.max_new_tokens"
 
     def write(self, student: CausalStudent, slots: Sequence[Slot], stop: Stop) -> Iterator[Rollout]:
         """Yields the student's rollouts as they are finished, in no fixed order.

@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 from lectern_common.errors import Diverged, InvalidRequest
 from lectern_common.spec.sections import LoraSpec
 from lectern_models.loading import load_causal_lm
+from student_trainer.generating import rows
 from student_trainer.generating.generator import written
 from student_trainer.generating.prompt import Prompt
 from student_trainer.generating.sampling import Sampling, drawn_ids
@@ -153,6 +154,28 @@ def test_texts_of_other_lengths_leave_and_join_without_a_trace(model):
             is_over=lambda index, ids: len(ids) >= lengths[index],
         )
         assert ids_of(found) == expected
+
+
+@pytest.mark.parametrize("max_rows", [None, 2])
+def test_where_padding_cannot_be_dropped_the_longest_leaves_without_a_trace(
+    qwen, monkeypatch, max_rows
+):
+    """Caches of unknown kinds take no rows, and keep the columns of the longest row that was."""
+    monkeypatch.setattr(rows, "can_join", lambda cache: False)
+    sampling = Sampling(1.0, max_new_tokens=9)
+    lengths = [9, 5, 9, 7, 9, 4, 2]  # of texts; the longest prompt, the last one, leaves first
+    expected = [
+        plainly(qwen, prompt, sampling)[:length]
+        for prompt, length in zip(prompts_of(), lengths, strict=True)
+    ]
+    found = texts(
+        qwen,
+        prompts_of(),
+        sampling,
+        max_rows=max_rows,
+        is_over=lambda index, ids: len(ids) >= lengths[index],
+    )
+    assert ids_of(found) == expected
 
 
 def test_a_text_is_yielded_as_soon_as_it_ends(qwen):

@@ -131,6 +131,11 @@ def test_a_rank_whose_rows_have_no_valid_position_adds_nothing(folder: Path, tie
     require_equal(of_ranks(folder, tied, 1, empty=True), gradients(tied, 1, empty=True))
 
 
+@pytest.mark.parametrize("writer", [0, 1])
+def test_ranks_learn_together_after_only_one_of_them_has_written(folder: Path, writer: int) -> None:
+    require_equal(tensors_of(folder, f"written by {writer}/"), gradients(False, 1))
+
+
 def test_one_process_exchanges_nothing_and_raises_the_original_error() -> None:
     ranks = Ranks()
     assert (ranks.totals(1.5, 2.0), ranks.from_first([7, -1])) == ([1.5, 2.0], [7, -1])
@@ -166,8 +171,11 @@ def gradients(tied: bool, micro_batches: int, empty: bool = False) -> dict[str, 
 def of_ranks(
     folder: Path, tied: bool, micro_batches: int, empty: bool = False
 ) -> dict[str, Tensor]:
+    return tensors_of(folder, f"{tied}/{micro_batches}/{empty}/")
+
+
+def tensors_of(folder: Path, prefix: str) -> dict[str, Tensor]:
     tensors = safetensors.torch.load_file(folder / "gradients.safetensors")
-    prefix = f"{tied}/{micro_batches}/{empty}/"
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()

@@ -75,10 +75,14 @@ def sampled(learner: Any, ranks: Ranks) -> list[Line]:
     return samples.lines(learner, is_last=True)
 
 
-def texts(learner: Student, ranks: Ranks) -> list[list[int]]:
-    """Returns what a rank writes while all weights are whole: other prompts, other lengths."""
+def texts(learner: Student, ranks: Ranks, writer: int | None = None) -> list[list[int]]:
+    """Returns what a rank writes while all weights are whole: other prompts, other lengths.
+
+    With `writer`, only that rank writes.
+    """
     assert isinstance(learner, CausalStudent)
-    prompts = [Prompt([one, one + 1]) for one in range(1 + 3 * ranks.rank)]
+    count = 1 + 3 * ranks.rank if writer in (None, ranks.rank) else 0
+    prompts = [Prompt([one, one + 1]) for one in range(count)]
     with whole_weights(learner):
         found = written(
             learner.model,

@@ -49,15 +49,19 @@ def ended(ranks: Ranks, problems: dict[int, Exception]) -> list[Any]:
     return []
 
 
-def gradients(ranks: Ranks, tied: bool, micro_batches: int, empty: bool) -> dict[str, torch.Tensor]:
+def gradients(
+    ranks: Ranks, tied: bool, micro_batches: int, empty: bool, writer: int | None = None
+) -> dict[str, torch.Tensor]:
     """Returns the gradients of a step shared among the ranks, `micro_batches` forwards per rank.
+
+    The rank `writer` alone writes before; None means that all do, unequally.
 
     Then makes a forward without gradients, as before the first update: it changes nothing.
     """
     split = student(tied)
     assert ranks.mesh is not None
     shard(split, ranks.mesh)
-    texts(split, ranks)  # leaves no trace in the gradients
+    texts(split, ranks, writer)  # leaves no trace in the gradients
     batch, teacher_BSV = rows(empty_half=empty), targets()
     num_valid = batch.num_valid
     share = len(batch.inputs_BS) // ranks.size
@@ -116,6 +120,9 @@ def main(folder: Path) -> None:
         for micro_batches, empty in ((1, False), (4, False), (1, True)):
             for name, tensor in gradients(ranks, tied, micro_batches, empty).items():
                 tensors[f"{tied}/{micro_batches}/{empty}/{name}"] = tensor.contiguous()
+    for writer in (0, 1):
+        for name, tensor in gradients(ranks, False, 4, False, writer).items():
+            tensors[f"written by {writer}/{name}"] = tensor.contiguous()
     if ranks.is_first:
         safetensors.torch.save_file(tensors, folder / "gradients.safetensors")
     (folder / f"rank-{ranks.rank}.json").write_text(json.dumps(said))

@@ -54,7 +54,7 @@ def test_rows_are_padded_at_their_ends_and_padding_is_never_asked_about() -> Non
 
 def test_no_rollouts_are_a_row_without_a_valid_position() -> None:
     batch = batch_of_rollouts([])
-    assert (batch.inputs_BS.shape, batch.num_valid) == ((1, 1), 0)
+    assert (batch.inputs_BS.shape, batch.num_valid, batch.num_tokens) == ((1, 1), 0, 0)
     assert list(batch.sequences()) == []
 
 
@@ -106,5 +106,7 @@ def test_ranks_have_equally_many_micro_batches(micro_batch: int) -> None:
             kept = np.flatnonzero(~plan.is_written(step)[plan.share(rank)])
             valid = batch.valid_BS.any(1)
             assert batch.labels_BS[valid].tolist() == own.labels_BS[kept].tolist()
+            # Rows that only fill up are no tokens that the student has seen.
+            assert batch.num_tokens == own.rows(kept).num_tokens
             filled += int((~valid).sum())
     assert filled

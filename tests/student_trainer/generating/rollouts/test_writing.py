@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,32 @@ def test_saved_rollouts_come_back_on_any_number_of_ranks(
     for ours, theirs in zip(flat, expected, strict=True):
         assert (ours.ids, ours.end) == (theirs.ids, theirs.end)
         assert np.array_equal(ours.prompt_ids, theirs.prompt_ids)
+
+
+@pytest.mark.parametrize("barred", [6, 5])
+def test_rollouts_with_an_id_that_is_barred_now_are_written_anew(
+    student: CausalStudent, barred: int
+) -> None:
+    """As a text's ids, and as its end; on a rank, too, whose own rollouts lack it."""
+    writer = writer_of(1, micro_batch=1, ranks=4)
+    written = list(writer.write(student, writer.plan.slots(6), Stop()))
+    tensors = tensors_of(written, writer, 6, Ranks())
+    for id_, there in ((barred, False), (9, True)):
+        other = replace(writer, barred=frozenset([id_]))
+        for rank in range(4):
+            assert (rollouts_of(tensors, other, 6, rank) is not None) is there
+
+
+def test_why_no_text_ends_is_said() -> None:
+    writer = writer_of(0)
+    assert writer.never_ends is None
+    assert replace(writer, barred=frozenset([4])).never_ends is None
+    both = replace(writer, ends=frozenset([5, 6]), barred=frozenset([5]))
+    assert both.never_ends is None
+    without = replace(writer, ends=frozenset()).never_ends
+    assert without is not None and "name a token that ends a text" in without
+    barred = replace(both, barred=frozenset([4, 5, 6])).never_ends
+    assert barred is not None and "no say in the tokens that end a text ([5, 6])" in barred
 
 
 def test_rollouts_of_another_step_or_of_other_rows_are_refused(student: CausalStudent) -> None:
