@@ -240,6 +240,22 @@ def test_a_server_without_chats_gets_texts_and_it_is_said(server, tmp_path) -> N
     assert events[0].startswith("prompts are sent as text (--send text): ")
 
 
+def test_a_first_prompt_on_which_the_template_fails_is_one_refusal(server, tmp_path) -> None:
+    template = "{{ raise_exception('no tools') if tools else 'x' }}" + CHATML
+    rows = [
+        {"messages": [{"role": "user", "content": f"q{at}"}], "tools": [{}] if at == 0 else []}
+        for at in range(3)
+    ]
+    server.behaviours = [400]  # the first prompt as a chat; as text it cannot be written
+    inputs, tokenizer = written(tmp_path / "p.jsonl", rows), tokenizer_in(tmp_path / "t", template)
+    done = run(server, inputs, tmp_path / "a.jsonl", tokenizer=tokenizer)
+    assert done.way == "chat" and done.written.answers == 3
+    server.got.clear()
+    done = run(server, inputs, tmp_path / "b.jsonl", tokenizer=tokenizer, send="text")
+    assert done.written.answers == 2 and len(server.got) == 2
+    assert "no tools" in " ".join(done.written.refused)
+
+
 @pytest.mark.parametrize("status", [400, 422, 500])
 def test_a_server_that_takes_no_chats_gets_texts(server, tmp_path, status) -> None:
     server.behaviours = [status] * (2 if status == 500 else 1)
