@@ -155,7 +155,7 @@ def opened_regular(path: Path, *, writes: bool = False) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise NotRegularError(path)
-    return open(descriptor, "r+b" if writes else "rb")
+    return open(descriptor, "r+b") if writes else open(descriptor, "rb")
 
 
 def take_lock(path: Path, patience_seconds: float = 0.0) -> int:

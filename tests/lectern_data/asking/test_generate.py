@@ -242,10 +242,11 @@ def test_a_server_without_chats_gets_texts_and_it_is_said(server, tmp_path) -> N
 
 def test_a_first_prompt_on_which_the_template_fails_is_one_refusal(server, tmp_path) -> None:
     template = "{{ raise_exception('no tools') if tools else 'x' }}" + CHATML
-    rows = [
-        {"messages": [{"role": "user", "content": f"q{at}"}], "tools": [{}] if at == 0 else []}
-        for at in range(3)
+    rows: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": f"q{at}"}]} for at in range(3)
     ]
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    rows[0]["tools"] = [tool]
     server.behaviours = [400]  # the first prompt as a chat; as text it cannot be written
     inputs, tokenizer = written(tmp_path / "p.jsonl", rows), tokenizer_in(tmp_path / "t", template)
     done = run(server, inputs, tmp_path / "a.jsonl", tokenizer=tokenizer)

@@ -139,7 +139,8 @@ def test_one_request_that_always_takes_too_long_is_given_up_and_the_others_are_a
 
 
 def test_a_server_that_answers_no_request_in_time_is_away() -> None:
-    server = Slow(**{key: [TryAgainError("no answer in 60 s")] * 99 for key in "abcd"})
+    slow: list[Exception] = [TryAgainError("no answer in 60 s")]
+    server = Slow(**dict.fromkeys("abcd", slow * 99))
     with pytest.raises(TeacherUnavailable, match=r"no answer in 60 s. No reply for 60 s"):
         every(server, "abcd", 2, outage_seconds=60.0)
     assert len(server.made) < 2 * MAX_TRIES
