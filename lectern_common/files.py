@@ -5,15 +5,18 @@ What must also survive a power cut is *durable*: its bytes are fsynced before th
 parent folder after it.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from lectern_common.errors import Conflict, Misconfigured, NotFound
 from lectern_common.words import inert_name
@@ -120,6 +123,39 @@ def put_in_place(
         fsync(target.parent)
     if aside is not None:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+class NotRegularError(FileNotFoundError):
+    """Something else, such as a pipe or a folder, is in the place of a file."""
+
+
+def opened_regular(path: Path, *, writes: bool = False) -> BinaryIO:
+    """Opens an existing regular file for reading, without waiting.
+
+    A pipe in its place would make a plain open wait for somebody who writes to it.
+
+    Args:
+        path: the file.
+        writes: open it for writing too.
+
+    Raises:
+        NotRegularError: it is a pipe, a folder, a socket or a device.
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be opened.
+    """
+    flags = (os.O_RDWR if writes else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags)
+    except NotADirectoryError:
+        raise FileNotFoundError(path) from None
+    except OSError as error:
+        if error.errno in (errno.EISDIR, errno.ENXIO):
+            raise NotRegularError(path) from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotRegularError(path)
+    return open(descriptor, "r+b") if writes else open(descriptor, "rb")
 
 
 def take_lock(path: Path, patience_seconds: float = 0.0) -> int:
@@ -247,10 +283,11 @@ def _no_locks(folder: Path, error: OSError) -> Misconfigured:
 def end_of(path: Path, at_most_bytes: int, first_byte: int = 0) -> tuple[bytes, bool]:
     """Returns the last bytes of a file from `first_byte` on, and whether they were cut.
 
-    They were cut if bytes after `first_byte` are left out. A missing file counts as empty.
+    They were cut if bytes after `first_byte` are left out. A missing file counts as empty, as does
+    what is no regular file.
     """
     try:
-        with path.open("rb") as file:
+        with opened_regular(path) as file:
             start = max(first_byte, file.seek(0, os.SEEK_END) - at_most_bytes)
             file.seek(start)
             return file.read(at_most_bytes), start > first_byte

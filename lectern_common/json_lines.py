@@ -6,6 +6,8 @@ writer was killed. A float that is not finite is written as null, with its key i
 A trainer that resumes truncates its files to its checkpoint and continues. So a reader's position
 holds the checksum of the line before it; if that line is gone, the reader starts over and reports
 it.
+
+What is no regular file, such as a pipe or a folder in its place, is read as a missing file.
 """
 
 import json
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lectern_common.errors import InvalidRequest
-from lectern_common.files import end_of
+from lectern_common.files import end_of, opened_regular
 from lectern_common.logs import get_logger
 
 MAX_READ_BYTES = 1 << 20
@@ -64,7 +66,8 @@ def append_json_line(path: Path, record: Record) -> None:
 def read_json_lines(path: Path) -> list[Record]:
     """Returns every complete line; a missing file has none. Raises ValueError if one is broken."""
     try:
-        data = path.read_bytes()
+        with opened_regular(path) as file:
+            data = file.read()
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in _complete(data)]
@@ -90,7 +93,7 @@ def lines_before(path: Path, offset: int | None, at_most_bytes: int) -> tuple[li
         at_most_bytes: how much of the file is read.
     """
     try:
-        with path.open("rb") as file:
+        with opened_regular(path) as file:
             end = file.seek(0, os.SEEK_END) if offset is None else offset
             start = max(0, end - at_most_bytes)
             file.seek(start)
@@ -112,7 +115,7 @@ def keep_lines_before(path: Path, step: int) -> None:
         OSError: the file cannot be cut; it is unchanged.
     """
     try:
-        file = path.open("r+b")
+        file = opened_regular(path, writes=True)
     except FileNotFoundError:
         return
     with file:
@@ -129,7 +132,7 @@ def position_of(path: Path, step: int) -> "Position":
     A missing file has only its start.
     """
     try:
-        with path.open("rb") as file:
+        with opened_regular(path) as file:
             return position_at(file, _first_line_of(file, step))
     except FileNotFoundError:
         return Position()
@@ -181,7 +184,7 @@ def read_after(path: Path, position: Position, max_bytes: int = MAX_READ_BYTES) 
     A complete line longer than `max_bytes` is passed over, which the log says.
     """
     try:
-        with path.open("rb") as file:
+        with opened_regular(path) as file:
             rewound = not _holds(file, position)
             start = Position() if rewound else position
             file.seek(start.offset)

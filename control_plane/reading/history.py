@@ -16,6 +16,7 @@ from control_plane.reading.logs.tail import valid_unicode
 from control_plane.runs.queries import Runs
 from control_plane.views.runs import HistoryView
 from lectern_common.errors import InvalidRequest
+from lectern_common.files import opened_regular
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RunState
 
@@ -162,7 +163,7 @@ def _events_before(
     are left out.
     """
     try:
-        with folder.events_path.open("rb") as file:
+        with opened_regular(folder.events_path) as file:
             size = file.seek(0, 2)
             end = size if end is None else min(end, size)
             start = max(0, end - MAX_EVENT_BYTES)

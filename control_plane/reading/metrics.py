@@ -7,6 +7,7 @@ from typing import Any
 
 from control_plane.reading.series.index import Indexed
 from control_plane.reading.series.query import extreme_leaves
+from lectern_common.files import opened_regular
 from lectern_common.json_lines import Position, Record, read_after, records_between
 
 # Of more bytes than this, only what the index names is read to thin them.
@@ -93,7 +94,7 @@ def read_thinned(
     texts = extreme_leaves(indexed, key, "loss/val", num_groups=groups, first_step=first_step)
     begin_of_rest = indexed.chunks[-1].end if indexed.chunks else 0
     try:
-        with path.open("rb") as file:
+        with opened_regular(path) as file:
             for begin, end in [*texts, (begin_of_rest, indexed.position.offset)]:
                 for record in records_between(file, begin, end):
                     if record["step"] >= first_step and not (keys and keys.isdisjoint(record)):

@@ -238,6 +238,13 @@ class JobCommands(Generic[_Job]):
         connection.execute(sa.delete(idempotency_keys).where(made))
         connection.execute(sa.delete(self.table).where(self.table.c.id == job_id))
 
+    def _put_back(self, connection: sa.Connection, row: Mapping[str, Any]) -> None:
+        """Inserts a row, but for its revision, even if it was removed before."""
+        revision = newest_revision(connection) + 1
+        gone = deleted_runs.c.run_id == row["id"]
+        connection.execute(sa.delete(deleted_runs).where(gone))
+        connection.execute(sa.insert(self.table).values({**row, "revision": revision}))
+
     def _was_removed(self, job_id: str) -> None:
         _log.info(f"{self.noun} deleted", **{self.noun: job_id}, by=caller())
         self._changed()
@@ -433,12 +440,9 @@ class RunCommands(JobCommands[Run]):
         with self._store.writing() as connection:
             if select_runs(connection, runs.c.id == row["id"]):
                 raise Conflict(f"run {row['id']} is known")
-            revision = newest_revision(connection) + 1
-            gone = deleted_runs.c.run_id == row["id"]
-            connection.execute(sa.delete(deleted_runs).where(gone))
             now = self._clock()
             active = {"active_since": now, "launched_at": now} if row["state"] in ACTIVE else {}
-            connection.execute(sa.insert(runs).values({**row, **active, "revision": revision}))
+            self._put_back(connection, {**row, **active})
             run = get_run(connection, row["id"])
             remember(connection, run, now)
         _log.info("run adopted", run=run.id, state=str(run.state))

@@ -155,13 +155,14 @@ class TaskCommands(JobCommands[Task]):
     def adopt(self, row: Mapping[str, Any]) -> None:
         """Adds the row of a task that its folder describes, unless there is one.
 
+        It may have been deleted before.
+
         Args:
             row: its columns, but for the revision.
         """
         with self._store.writing() as connection:
             if not select_tasks(connection, tasks.c.id == row["id"]):
-                values = {**row, "revision": newest_revision(connection) + 1}
-                connection.execute(sa.insert(tasks).values(values))
+                self._put_back(connection, row)
         self._changed()
 
     # ---- called by the reconcile loop ----------------------------------------------------------

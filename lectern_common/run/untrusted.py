@@ -6,8 +6,6 @@ because its beginning and end still help; everything else that is out of bounds 
 
 import json
 import math
-import os
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -15,6 +13,7 @@ from typing import Annotated, TypeVar
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from lectern_common.errors import CorruptData
+from lectern_common.files import NotRegularError, opened_regular
 from lectern_common.json_lines import MAX_COUNT
 from lectern_common.words import inert_name
 
@@ -104,13 +103,11 @@ def read_at_most(path: Path, limit: int) -> bytes:
         CorruptData: it has more than `limit` bytes, is no regular file, or cannot be read.
     """
     try:
-        # A pipe in the file's place would make a plain open wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise CorruptData(f"{inert_name(path.name)} is not a regular file")
+        with opened_regular(path) as file:
             data = file.read(limit + 1)
-    except (FileNotFoundError, NotADirectoryError):
+    except NotRegularError:
+        raise CorruptData(f"{inert_name(path.name)} is not a regular file") from None
+    except FileNotFoundError:
         raise FileNotFoundError(path) from None
     except OSError as error:
         raise CorruptData(f"{inert_name(path.name)} cannot be read: {error.strerror}") from None

@@ -8,6 +8,7 @@ from typing import Any
 
 from lectern_common.errors import Conflict
 from lectern_common.files import replaced_file, write_atomic
+from lectern_common.tokens.shards import MANIFEST_NAME
 from lectern_common.words import inert_name
 from lectern_data.asking.journal import Journal
 from lectern_data.asking.prompts import Prompts
@@ -15,6 +16,7 @@ from lectern_data.asking.requests import row_of
 from lectern_data.asking.settings import GenerateSettings, Way
 
 _MARK = "written"
+_DATASETS_MARK = "prepared"
 
 
 @dataclass
@@ -47,16 +49,26 @@ def require_own(path: Path, work: Path) -> None:
         path: the file of answers.
         work: the work folder of the generation.
     """
-    if not path.exists():
-        return
-    try:
-        is_own = (work / _MARK).read_text() == _mark_of(path)
-    except OSError:
-        is_own = False
-    if not is_own:
+    if path.exists() and _mark_of(path) not in _marks(work / _MARK):
         raise Conflict(
             f"{inert_name(path)} exists; choose another --output, or --force to replace it"
         )
+
+
+def own_datasets(targets: list[Path], work: Path) -> list[Path]:
+    """Returns those that this generation has written, of fewer answers, and that are still so."""
+    marks = _marks(work / _DATASETS_MARK)
+    manifests = [(target, target / MANIFEST_NAME) for target in targets]
+    return [
+        one for one, manifest in manifests if manifest.is_file() and _mark_of(manifest) in marks
+    ]
+
+
+def note_datasets(targets: list[Path], work: Path) -> None:
+    """Notes that this generation has written these, for `own_datasets`."""
+    manifests = [target / MANIFEST_NAME for target in targets]
+    marks = [_mark_of(manifest) for manifest in manifests if manifest.is_file()]
+    write_atomic(work / _DATASETS_MARK, "\n".join(marks).encode(), durable=False)
 
 
 def write_answers(
@@ -73,7 +85,11 @@ def write_answers(
                     if _is_taken(answer, said, written, keep_cut=settings.keep_cut):
                         row = row_of(prompt.text, answer or {}, way)
                         file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        write_atomic(work / _MARK, _mark_of(hidden).encode(), durable=False)
+        # A kill before the rename leaves the file of an earlier call, which stays its own.
+        before = _mark_of(settings.answers) if settings.answers.exists() else ""
+        marks = [mark for mark in _marks(work / _MARK) if mark == before]
+        marks.append(_mark_of(hidden))
+        write_atomic(work / _MARK, "\n".join(marks).encode(), durable=False)
     return written
 
 
@@ -99,6 +115,13 @@ def _is_taken(
     written.answers += 1
     written.tokens += answer["tokens"] or 0
     return True
+
+
+def _marks(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
 
 
 def _mark_of(path: Path) -> str:

@@ -8,6 +8,7 @@ from lectern_data.asking.pool import Asking
 from lectern_data.asking.requests import Request
 from lectern_data.asking.server import NotOfferedError
 from lectern_data.asking.settings import Way
+from lectern_data.read.unusable import UnusableError
 
 REMEDY = (
     "set --from to the address before /chat/completions and /completions, which mostly ends in "
@@ -27,7 +28,8 @@ async def first_answer(
 
     Args:
         asking: the server.
-        request_of: returns the request for the first prompt.
+        request_of: returns the request for the first prompt; raises UnusableError if a chat
+            template fails on it.
         ways: those that are possible, the preferred one first.
         say: told if another than the preferred one is taken.
 
@@ -37,12 +39,12 @@ async def first_answer(
     """
     missing, failed = list[str](), list[str]()
     for way in ways:
-        request = request_of(way)
         try:
+            request = request_of(way)
             answer = await asking.answer(request, _TRIES)
         except NotOfferedError as error:
             missing.append(str(error))
-        except (RefusedError, TryAgainError) as error:
+        except (RefusedError, TryAgainError, UnusableError) as error:
             failed.append(str(error))
         else:
             if missing or failed:

@@ -10,8 +10,8 @@
       6. prepares the dataset from that file                              ../prepare.py
 
 Each answer is on disk as soon as it is there, so after a kill at any time the same call asks only
-for the others. A request and its seed depend only on the prompt, the sample and the settings, not
-on what else is asked.
+for the others; nor is it lost while some are missing. A request and its seed depend only on the
+prompt, the sample and the settings, not on what else is asked.
 """
 
 import asyncio
@@ -22,7 +22,13 @@ from functools import partial
 
 from lectern_common.errors import InvalidRequest, LecternError
 from lectern_common.words import counted
-from lectern_data.asking.answers_file import Written, require_own, write_answers
+from lectern_data.asking.answers_file import (
+    Written,
+    note_datasets,
+    own_datasets,
+    require_own,
+    write_answers,
+)
 from lectern_data.asking.call import Call
 from lectern_data.asking.journal import Journal
 from lectern_data.asking.preparation import Preparation
@@ -75,6 +81,9 @@ def generate(
 ) -> Generated:
     """Writes the answers, and the dataset if `settings.output` is one; each appears whole.
 
+    While answers are missing, what is there is kept: the same call asks only for those, and
+    replaces what it has written.
+
     Args:
         settings: what to ask, of whom, and how.
         on_progress: called with (stage, done, total); besides those of `prepare` there is "asking"
@@ -93,9 +102,10 @@ def generate(
     """
     started = time.monotonic()
     preparation = Preparation(settings)
-    for target in preparation.targets:
-        require_free(target, replace=settings.force)
     with work_folder(settings.answers) as work:
+        own = own_datasets(preparation.targets, work.path)
+        for target in preparation.targets:
+            require_free(target, replace=settings.force or target in own)
         if not settings.force:
             require_own(settings.answers, work.path)
         prompts = found_prompts(settings, on_progress, preparation.arguments)
@@ -117,9 +127,17 @@ def generate(
         if not written.answers:
             raise InvalidRequest(f"there is no answer to write: {_why_none(written)}")
         prepared = preparation.prepare(
-            prompts, way, work.begun(), on_progress=on_progress, on_event=on_event
+            prompts,
+            way,
+            work.begun(),
+            replace=bool(own),
+            on_progress=on_progress,
+            on_event=on_event,
         )
-        work.is_needed = False
+        work.is_needed = written.missing > 0
+        if work.is_needed:
+            note_datasets(preparation.targets, work.path)
+            on_event(_kept_despite(written))
     return Generated(
         written,
         len(prompts),
@@ -132,6 +150,13 @@ def generate(
         call.tokens / asked_seconds if call.tokens else None,
         time.monotonic() - started,
         prepared,
+    )
+
+
+def _kept_despite(written: Written) -> str:
+    return (
+        f"{counted(written.missing, 'answer')} missing; the same command asks only for those, and "
+        "replaces what it has written"
     )
 
 

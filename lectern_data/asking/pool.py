@@ -22,7 +22,8 @@ class Asking:
     An outage begins with the first request that fails, and ends with the next reply to any. A
     server that has never been reached is not waited for: its address may be wrong. That it is busy,
     or away, is no fault of a request; unless others were answered meanwhile, as when a server dies
-    of each try of this one.
+    of each try of this one. And that one request alone fails again and again, as one whose answer
+    always takes too long, is no outage: it is given up after its tries.
 
     Args:
         ask: makes one request once; see Server.ask.
@@ -52,6 +53,7 @@ class Asking:
         self._sleep = sleep
         self._replies = 0
         self._failing_since: float | None = None
+        self._failing = set[tuple[str, int]]()  # requests that have failed since then
         self._is_told = False
 
     async def answer(self, request: Request, max_tries: int = MAX_TRIES) -> Answer:
@@ -73,7 +75,7 @@ class Asking:
                 tries += not (is_away or error.failure == "busy")
                 if tries >= max_tries:
                     raise
-                self._fail(error)
+                self._fail(request, error)
                 self.retries += 1
                 await self._sleep(max(pause, error.after_seconds))
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -116,14 +118,16 @@ class Asking:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
 
-    def _fail(self, error: TryAgainError) -> None:
+    def _fail(self, request: Request, error: TryAgainError) -> None:
         """Raises TeacherUnavailable unless there is time for another try."""
         if error.failure == "unreached" and not self._replies:
             raise TeacherUnavailable(f"{error}; is the server running, and is --from its address?")
         now = self._clock()
         if self._failing_since is None:
             self._failing_since = now
-        if now - self._failing_since >= self._outage_seconds:
+        self._failing.add((request.key, request.sample))
+        is_outage = error.failure != "failed" or len(self._failing) > 1
+        if is_outage and now - self._failing_since >= self._outage_seconds:
             raise TeacherUnavailable(
                 f"{error}. No reply for {self._outage_seconds:g} s (--outage-seconds)"
             )
@@ -134,6 +138,7 @@ class Asking:
     def _reply(self) -> None:
         self._replies += 1
         self._failing_since = None
+        self._failing.clear()
         if self._is_told:
             self._is_told = False
             self._say("the server answers again")

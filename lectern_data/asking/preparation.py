@@ -1,5 +1,6 @@
 """What becomes of the answers: the dataset that is prepared of them, and what that takes."""
 
+import dataclasses
 import datetime
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,7 @@ class Preparation:
         way: Way,
         today: datetime.date,
         *,
+        replace: bool,
         on_progress: Progress,
         on_event: Callable[[str], None],
     ) -> Prepared | None:
@@ -102,6 +104,7 @@ class Preparation:
             prompts: those of the answers.
             way: how they travelled.
             today: what a template that asks for the date is told.
+            replace: there may be datasets of an earlier call.
             on_progress, on_event: see prepare.
         """
         if not self._settings.makes_dataset:
@@ -113,6 +116,7 @@ class Preparation:
             and TemplateNeeds.of(self.tokenizer, content).reads_date
         )
         settings = self._settings_of(content, today if asks_for_date else None)
+        settings = dataclasses.replace(settings, force=settings.force or replace)
         return prepare(settings, on_progress=on_progress, on_event=on_event)
 
     def _settings_of(self, content: Content, date: datetime.date | None = None) -> PrepareSettings:

@@ -146,12 +146,13 @@ def _summed(
 ) -> Sums:
     """Returns the sums over all batches; those that `work` has already are not computed again."""
     path = None if work is None else work / f"{name}.jsonl"
+    counted = f"batches of {name}"  # by suite, so that a second one does not begin at less
     kept = Kept(path, _identity(text.batches))
     for batch in text.batches[len(kept.entries) :]:
-        report("batches", len(kept.entries), len(text.batches))
+        report(counted, len(kept.entries), len(text.batches))
         stop.check()
         kept.add(scores(batch))
-    report("batches", len(text.batches), len(text.batches))
+    report(counted, len(text.batches), len(text.batches))
     names = kept.entries[0].keys()
     return {key: _sum([entry[key] for entry in kept.entries]) for key in names}
 

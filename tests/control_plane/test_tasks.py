@@ -473,6 +473,22 @@ def test_a_task_is_deleted_with_its_folder_once_it_rests(service, client):
     assert client.delete(f"/runs/{run_id}").status_code == 204
 
 
+def test_a_task_that_is_put_back_after_its_deletion_can_be_deleted_again(service, client, tmp_path):
+    run_id, task_id = started(service, client)
+    folder = service.folder(task_id).path
+    service.says(task_id, RunState.FAILED, reason="not_found", message="no such data")
+    service.process(task_id).end(3)
+    service.tick(1)
+    for _ in range(2):
+        shutil.copytree(folder, tmp_path / "aside", dirs_exist_ok=True)
+        assert client.delete(f"/tasks/{task_id}").status_code == 204
+        shutil.copytree(tmp_path / "aside", folder)
+        service.restart()
+        client = TestClient(create_app(service.plane), base_url="http://127.0.0.1")
+        [task] = service.plane.tasks.page(run_id=run_id)[0]
+        assert (task.id, task.state) == (task_id, RunState.FAILED)
+
+
 def test_tasks_go_with_their_run(service, client):
     run_id = run_at_rest(service)
     task_id = created(client, run_id)

@@ -87,6 +87,25 @@ def test_a_pipe_or_a_folder_in_the_place_of_a_status_stops_nothing(bench):
         assert seen(bench, each.id) == ("running", "status_unreadable")
 
 
+JSON_LINES = ("metrics", "events", "samples", "rollouts")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_a_pipe_or_a_folder_in_the_place_of_a_file_of_lines_has_no_lines(client, plane, make):
+    run = create(client)
+    wait_for(lambda: state_of(client, run["id"]) == "starting")
+    folder = plane.roots.runs / run["id"]
+    wait_for(folder.is_dir)
+    for name in JSON_LINES:
+        path = folder / f"{name}.jsonl"
+        path.unlink(missing_ok=True)
+        make(path)
+    for path in ("", "/metrics", "/metrics?max_points=16", "/series", *TEXTS, "/logs", "/history"):
+        answer = client.get(f"/runs/{run['id']}{path}")
+        assert answer.status_code == 200, (path, answer.text)
+    assert client.get(f"/runs/{run['id']}/metrics").json()["metrics"] == []
+
+
 def test_fifty_megabytes_of_message_reach_neither_database_nor_row(bench):
     run = bench.started()
     status = {**STATUS, "message": "x" * 50_000_000}

@@ -18,6 +18,7 @@ from typing import BinaryIO
 from control_plane.reading.series.chunk import CHUNK_LINES, Chunk, chunk_of, merged
 from control_plane.reading.series.index_file import IndexFile
 from control_plane.reading.series.lines import Line, read_lines
+from lectern_common.files import opened_regular
 from lectern_common.json_lines import Position, position_at
 from lectern_common.logs import get_logger
 
@@ -94,7 +95,7 @@ class Index:
         with self._lock:
             self.waiting -= 1
             try:
-                with self._metrics_path.open("rb") as file:
+                with opened_regular(self._metrics_path) as file:
                     return self._up_to_date(file, goes_on)
             except FileNotFoundError:
                 return NOTHING

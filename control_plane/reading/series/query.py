@@ -16,6 +16,7 @@ from control_plane.reading.series.chunk import LEAF, LEAVES, MAX_KEYS, POINT, Ch
 from control_plane.reading.series.index import Indexed
 from control_plane.reading.series.lines import Line, read_lines
 from control_plane.reading.series.stats import STATS, Array, combined, joined, of_values
+from lectern_common.files import opened_regular
 from lectern_common.json_lines import MAX_COUNT
 
 # So many lines for each bucket are read one by one.
@@ -238,7 +239,7 @@ def _lines(path: Path, leaves: Array, wanted: NDArray[np.bool_]) -> list[tuple[i
         return []
     ends = leaves["end"]
     found: list[tuple[int, Line]] = []
-    with path.open("rb") as file:
+    with opened_regular(path) as file:
         for first, after in edges.reshape(-1, 2).tolist():
             start = int(ends[first - 1]) if first else 0
             lines = read_lines(file, start, end=int(ends[after - 1])).lines

@@ -136,7 +136,7 @@ class CodeRun:
         by_name = {problem.task_id: problem for problem in self.problems}
         prompts = list(self._prompts(writer))
         total = len(prompts)
-        report("answers", len(there), total)
+        report("answers of code", len(there), total)
         waiting: list[tuple[Entry, Future[Verdict]]] = []
         for first in range(0, total, self.batch_sequences):
             # Always the same batches, so that what is computed again comes out equal.
@@ -149,12 +149,12 @@ class CodeRun:
                 self._keep(kept, [one for one in waiting if one[1].done()])
                 raise
             self._keep(kept, waiting)
-            report("answers", len(kept.entries), total)
+            report("answers of code", len(kept.entries), total)
             for one, answer in zip(batch, answers, strict=True):
                 if (one.problem, one.sample) not in there:
                     waiting.append(self._submitted(by_name[one.problem], one, answer, writer))
         self._keep(kept, waiting)
-        report("answers", len(kept.entries), total)
+        report("answers of code", len(kept.entries), total)
         return self._result(kept.entries)
 
     def require_fit(self, writer: Writer) -> None:

@@ -240,6 +240,23 @@ def test_a_server_without_chats_gets_texts_and_it_is_said(server, tmp_path) -> N
     assert events[0].startswith("prompts are sent as text (--send text): ")
 
 
+def test_a_first_prompt_on_which_the_template_fails_is_one_refusal(server, tmp_path) -> None:
+    template = "{{ raise_exception('no tools') if tools else 'x' }}" + CHATML
+    rows: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": f"q{at}"}]} for at in range(3)
+    ]
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    rows[0]["tools"] = [tool]
+    server.behaviours = [400]  # the first prompt as a chat; as text it cannot be written
+    inputs, tokenizer = written(tmp_path / "p.jsonl", rows), tokenizer_in(tmp_path / "t", template)
+    done = run(server, inputs, tmp_path / "a.jsonl", tokenizer=tokenizer)
+    assert done.way == "chat" and done.written.answers == 3
+    server.got.clear()
+    done = run(server, inputs, tmp_path / "b.jsonl", tokenizer=tokenizer, send="text")
+    assert done.written.answers == 2 and len(server.got) == 2
+    assert "no tools" in " ".join(done.written.refused)
+
+
 @pytest.mark.parametrize("status", [400, 422, 500])
 def test_a_server_that_takes_no_chats_gets_texts(server, tmp_path, status) -> None:
     server.behaviours = [status] * (2 if status == 500 else 1)
@@ -333,6 +350,63 @@ def test_a_request_that_keeps_failing_leaves_the_others_alone(server, tmp_path) 
     done = run(server, prompts(tmp_path, 4), output, max_fault_fraction=0.3)
     assert done.written.missing == 1 and list(done.failed.values()) == [1]
     assert len(rows_of(output)) == 3
+
+
+def _aborts(*keys: str) -> Any:
+    """Returns what a server says that breaks off at these prompts."""
+    broken = {"finish_reason": "abort", "message": {"content": ""}}
+    return lambda body: broken if prompt_of(body) in keys else echo(body)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "data"])
+def test_answers_that_are_missing_are_asked_again_by_the_same_call(server, tmp_path, name) -> None:
+    more: dict[str, Any] = {"max_fault_fraction": 0.3, "validation_fraction": 0}
+    more["tokenizer"], output = tokenizer_in(tmp_path / "t"), tmp_path / name
+    for broken, asked in ((["q1", "q3"], 6), (["q3"], 1), (["q3"], 0), ([], 1)):
+        server.says, events = _aborts(*broken), list[str]()
+        server.got.clear()
+        done = run(server, chats(tmp_path, 8), output, events, **more)
+        assert (done.asked, done.written.missing) == (asked, len(broken))
+        assert len(rows_of(done.written.path)) == 8 - len(broken)
+        if name == "data":
+            assert read_manifest(output).document_count == 8 - len(broken)
+        is_said = any("the same command asks only for those" in event for event in events)
+        assert is_said == bool(broken) == any(tmp_path.glob(".*.work"))
+    with pytest.raises(Conflict, match="exists"):
+        run(server, chats(tmp_path, 8), output, **more)
+
+
+def test_a_dataset_of_another_in_its_place_is_not_replaced(server, tmp_path) -> None:
+    more: dict[str, Any] = {"max_fault_fraction": 0.3, "validation_fraction": 0}
+    more["tokenizer"], output = tokenizer_in(tmp_path / "t"), tmp_path / "data"
+    server.says = _aborts("q1")
+    run(server, chats(tmp_path, 4), output, **more)
+    text = (output / "manifest.json").read_text()
+    (output / "manifest.json").write_text(text + "\n")
+    with pytest.raises(Conflict, match=r"dataset .* exists"):
+        run(server, chats(tmp_path, 4), output, **more)
+
+
+def test_a_kill_before_the_rename_leaves_a_file_that_is_still_own(
+    server, tmp_path, monkeypatch
+) -> None:
+    output, server.says = tmp_path / "a.jsonl", _aborts("q1")
+    run(server, prompts(tmp_path, 4), output, max_fault_fraction=0.3)
+    server.says = echo
+    replace = Path.replace
+
+    def killed(path: Path, target: Path) -> Path:
+        if target == output:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(server, prompts(tmp_path, 4), output)
+    monkeypatch.setattr(Path, "replace", replace)
+    assert len(rows_of(output)) == 3
+    run(server, prompts(tmp_path, 4), output)
+    assert len(rows_of(output)) == 4 and not any(tmp_path.glob(".*.work"))
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 504, 529])

@@ -119,6 +119,33 @@ def test_an_outage_ends_the_requests_once_its_time_is_over() -> None:
     assert 60 <= sum(server.slept) < 60 + 30
 
 
+class Slow(Scripted):
+    """As Scripted, but a failure takes as long as an outage may last."""
+
+    async def ask(self, request: Request) -> Answer:
+        try:
+            return await super().ask(request)
+        except TryAgainError:
+            self.now += 60.0
+            raise
+
+
+def test_one_request_that_always_takes_too_long_is_given_up_and_the_others_are_answered() -> None:
+    for keys, at_once in (("abcd", 1), ("abcd", 4), ("bcda", 1), ("a", 1)):
+        server = Slow(a=[TryAgainError("no answer in 60 s")] * 99)
+        some, none = every(server, keys, at_once, outage_seconds=60.0)
+        assert none == ["a"] and sorted(some) == sorted(set(keys) - {"a"})
+        assert server.made.count("a") == MAX_TRIES
+
+
+def test_a_server_that_answers_no_request_in_time_is_away() -> None:
+    slow: list[Exception] = [TryAgainError("no answer in 60 s")]
+    server = Slow(**dict.fromkeys("abcd", slow * 99))
+    with pytest.raises(TeacherUnavailable, match=r"no answer in 60 s. No reply for 60 s"):
+        every(server, "abcd", 2, outage_seconds=60.0)
+    assert len(server.made) < 2 * MAX_TRIES
+
+
 def test_an_address_at_which_nothing_has_ever_answered_is_not_waited_for() -> None:
     server = Scripted(a=[GONE])
     with pytest.raises(TeacherUnavailable, match="is the server running"):
@@ -151,11 +178,13 @@ def test_a_refusal_is_a_reply_and_is_not_asked_again() -> None:
     assert server.made == ["a", "b", "b"]
 
 
-def every(server: Scripted, keys: str, at_once: int = 2) -> tuple[list[str], list[str]]:
+def every(
+    server: Scripted, keys: str, at_once: int = 2, outage_seconds: float = 10_000.0
+) -> tuple[list[str], list[str]]:
     """Returns the keys with an answer and those without one, in the order in which they came."""
     some, none = list[str](), list[str]()
     asyncio.run(
-        server.asking(10_000.0).every(
+        server.asking(outage_seconds).every(
             iter([request(key) for key in keys]),
             at_once,
             lambda one, _: some.append(one.key),

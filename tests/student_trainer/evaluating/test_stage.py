@@ -168,7 +168,7 @@ def test_a_stopped_evaluation_goes_on_with_the_next_batch(roots, tmp_path):
     stop, seen = Stop(), []
 
     def report(what, done, of):
-        if what == "batches":
+        if what == "batches of perplexity":
             seen.append(done)
             if done == 2:
                 stop.request()
@@ -180,11 +180,25 @@ def test_a_stopped_evaluation_goes_on_with_the_next_batch(roots, tmp_path):
     again = evaluated(
         roots,
         tmp_path / "two",
-        report=lambda what, done, of: seen.append(done) if what == "batches" else None,
+        report=lambda what, done, of: seen.append(done) if what.startswith("batches") else None,
         **asked,
     )
     assert seen[0] == 2
     assert again["suites"] == whole["suites"]
+
+
+def test_what_is_counted_names_its_suite(roots, tmp_path):
+    seen = {}
+    evaluated(
+        roots,
+        tmp_path,
+        report=lambda what, done, of: seen.setdefault(what, []).append(done),
+        **{**AGREEMENT, "against": "big", "suites": ["perplexity", "agreement"]},
+    )
+    for suite in ("perplexity", "agreement"):
+        done = seen[f"batches of {suite}"]
+        assert done[0] == 0 and done == sorted(done)
+    assert not {"batches", "answers"} & set(seen)
 
 
 def test_a_result_is_json_and_has_a_page(roots, tmp_path):

@@ -145,7 +145,7 @@ def test_a_stopped_evaluation_goes_on_and_gives_the_same_answers(
     stop = Stop()
 
     def report(what, done, of):
-        if what == "answers" and done >= answers_before:
+        if what == "answers of code" and done >= answers_before:
             stop.request()
 
     work, first, second = tmp_path / "two", FakeJudge(), FakeJudge()
