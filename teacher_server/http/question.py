@@ -149,12 +149,12 @@ def scored(question: Question, ask: SequenceAsk, payload: memoryview) -> Scored:
         raise ValueError("the ask is not one of a question")
     record = beside_record(question.listed, ask.also_NA.shape[1])
     rows_N = np.frombuffer(payload, record)
-    top_NK = rows_N["top"]["logits"].astype(np.float64) / ask.temperature
+    top_NK = _with_masks(rows_N["top"]["logits"]) / ask.temperature
     rest_N = rows_N["top"]["log_rest_t"].astype(np.float64)
     # Not the float32 normaliser of the row: summed from the listed ids and the rest, a
     # log-probability close to 0 keeps its digits.
     normalizer_N = _log_sum(np.concatenate([top_NK, rest_N[:, None]], axis=1))
-    also_NA = _log_probs(rows_N["logits"].astype(np.float64) / ask.temperature, normalizer_N)
+    also_NA = _log_probs(_with_masks(rows_N["logits"]) / ask.temperature, normalizer_N)
     num_listed = question.top_k or 0
     candidates = question.candidates
     told_NA = None
@@ -169,6 +169,13 @@ def scored(question: Question, ask: SequenceAsk, payload: memoryview) -> Scored:
         top_log_probs_NK=_log_probs(top_NK, normalizer_N)[:, :num_listed],
         candidate_log_probs_NA=told_NA,
     )
+
+
+def _with_masks(logits_NX: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Returns the logits with -inf for every one that means probability 0, such as the lowest."""
+    from lectern_models.logits.masks import LOWEST_LOGIT  # which imports torch
+
+    return np.where(logits_NX <= LOWEST_LOGIT, -np.inf, logits_NX.astype(np.float64))
 
 
 def _log_probs(
