@@ -20,6 +20,7 @@ from teacher_server.engine.seam import (
     SequenceAsk,
     beside_record,
 )
+from teacher_server.http.sending import MAX_REPLY_BYTES
 from teacher_server.rpc.limits import Limits
 from teacher_server.rpc.validation import require_offered
 
@@ -76,15 +77,13 @@ class Question:
         """How many of the likeliest ids are computed: the record of a row has at least one."""
         return max(1, self.top_k or 0)
 
-    def scoring(self, run_id: str, facts: ModelFacts, limits: Limits) -> ScoringRequest:
+    def scoring(self, run_id: str, facts: ModelFacts) -> ScoringRequest:
         """Returns the request for the queue; sequences without an asked row are left out.
 
         Raises:
-            InvalidRequest: the reply would be too large.
             RepresentationNotOffered: the model offers no top_k.
         """
         require_offered("top_k", facts)
-        self._require_reply_fits(limits)
         asks = [self._ask(ids_S, facts) for ids_S in self.sequences if self.num_rows(ids_S)]
         row_bytes = beside_record(self.listed, self._num_also).itemsize
         return ScoringRequest(run_id, self.request_id, asks, row_bytes)
@@ -110,16 +109,24 @@ class Question:
             also_NA,
         )
 
-    def _require_reply_fits(self, limits: Limits) -> None:
-        rows = sum(self.num_rows(ids_S) for ids_S in self.sequences)
+    @property
+    def reply_bytes(self) -> int:
+        """How large the reply may be, in bytes."""
         row_bytes = 0 if self.top_k is None else ENTRY_BYTES * (self.top_k + 1)
-        num_bytes = rows * row_bytes
+        num_bytes = row_bytes * sum(map(self.num_rows, self.sequences))
         if self.candidates is not None:
             num_bytes += self.candidates.ids_NA.size * _BASE64_BYTES
-        if num_bytes > limits.max_reply_bytes:
+        return num_bytes
+
+    def require_reply_fits(self, limits: Limits) -> None:
+        """Raises InvalidRequest if the reply could be too large."""
+        most = min(limits.max_reply_bytes, MAX_REPLY_BYTES)
+        if self.reply_bytes > most:
+            rows = sum(map(self.num_rows, self.sequences))
             raise InvalidRequest(
-                f"the reply could be {num_bytes} bytes of JSON ({rows} positions), over the limit "
-                f"of {limits.max_reply_bytes}; send fewer tokens, or ask for fewer ids of each",
+                f"the reply could be {self.reply_bytes} bytes of JSON ({rows} positions), over the "
+                f"limit of {most} for a reply over HTTP; send fewer tokens, or ask for fewer ids "
+                "of each",
                 field=self.field,
             )
 
