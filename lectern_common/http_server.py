@@ -8,13 +8,14 @@ it is sent is cut off, since the reply would stay in memory for as long as it li
 
 import asyncio
 import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import h11
 from starlette.responses import Response
-from uvicorn.config import Config
+from uvicorn.config import STARTUP_FAILURE, Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import Server
 
@@ -43,9 +44,9 @@ class Connection(H11Protocol):
         # TLS writes through a transport of its own, which asyncio does not name.
         raw = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
         self._transports = [transport] if raw is None else [transport, raw]
+        super().connection_made(transport)
         for each in self._transports:  # who waits for room waits until the socket has all of it
             each.set_write_buffer_limits(high=1, low=0)
-        super().connection_made(transport)
         if sum(not one.transport.is_closing() for one in self.connections) > self.limit:
             waiting = [one for one in waiting_of(self.connections) if one is not self]
             if waiting:
@@ -145,6 +146,8 @@ class BoundedServer(Server):
     async def _listen(self, sockets: list[socket.socket]) -> None:
         """Listens with TLS; uvicorn alone would leave a minute for each handshake."""
         await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(STARTUP_FAILURE)
 
         def connection() -> asyncio.Protocol:
             made: Any = self.config.http_protocol_class
@@ -163,7 +166,7 @@ class BoundedServer(Server):
             )
             for listener in sockets
         ]
-        self.started = not self.lifespan.should_exit
+        self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
