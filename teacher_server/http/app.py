@@ -6,6 +6,7 @@ JSON off the event loop, and nothing is sent before the last of them is there.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import time
 import uuid
@@ -25,6 +26,7 @@ from teacher_server.http.errors import plain_refusal, refusal
 from teacher_server.http.fields import Fields, body_fields
 from teacher_server.http.guard import CALLER, RUN_HEADER
 from teacher_server.http.question import Question, Scored, scored
+from teacher_server.http.sending import Replies, Reply, until_gone
 from teacher_server.rpc.gate import Gate, Serving
 from teacher_server.rpc.limits import Limits
 from teacher_server.rpc.validation import RUN_ID
@@ -55,7 +57,7 @@ ROUTES = (
 def create_app(gate: Gate) -> FastAPI:
     """Returns the application around a server's gate."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    bodies = Bodies()
+    bodies, replies = Bodies(), Replies()
     created = int(time.time())
 
     @app.get("/health")
@@ -72,7 +74,7 @@ def create_app(gate: Gate) -> FastAPI:
     def add(route: Route) -> None:
         async def score(request: Request) -> Response:
             try:
-                return await _answer(request, gate, bodies, route)
+                return await _answer(request, gate, (bodies, replies), route)
             except LecternError:
                 raise
             except Exception:  # logged by the gate
@@ -100,27 +102,37 @@ def _never() -> bool:
     return False
 
 
-async def _answer(request: Request, gate: Gate, bodies: Bodies, route: Route) -> Response:
+async def _answer(
+    request: Request, gate: Gate, held: tuple[Bodies, Replies], route: Route
+) -> Response:
     """Returns the whole answer to a scoring request.
 
     Raises:
         LecternError: it is refused, or the teacher failed on it.
     """
-    with gate.answering(route.path, _never) as serving:
+    bodies, replies = held
+    with contextlib.ExitStack() as ended, gate.answering(route.path, _never) as serving:
         facts, limits = serving.engine.facts, serving.limits
         try:
             async with bodies.read(request.stream()) as body:
                 question = await asyncio.to_thread(_question, route, body, facts, limits)
             del body
-            scoring = question.scoring(_run_id(request, question), facts, limits)
+            run_id = _run_id(request, question)
+            question.require_reply_fits(limits)
+            ended.callback(replies.take(question.reply_bytes))
+            scoring = await asyncio.to_thread(question.scoring, run_id, facts)
             work = asyncio.create_task(_scored(serving, question, scoring))
             answers, queue_seconds = await _while_wanted(request, work)
         except ClientDisconnect:  # there is nobody to tell, and its place in the queue is free
             return Response(status_code=499)
         pieces = route.told(question, answers, facts, int(time.time()))
         content = await asyncio.to_thread(lambda: "".join(pieces).encode("ascii"))
-        serving.account(scoring, len(content), queue_seconds)
-        return Response(content, media_type="application/json")
+        num_bytes = len(content)
+        return Reply(
+            content,
+            sent=lambda: serving.account(scoring, num_bytes, queue_seconds),
+            ended=ended.pop_all().close,
+        )
 
 
 def _question(route: Route, body: bytes, facts: ModelFacts, limits: Limits) -> Question:
@@ -163,7 +175,7 @@ async def _while_wanted(
     Raises:
         ClientDisconnect: the client went away.
     """
-    gone = asyncio.create_task(_gone(request))
+    gone = asyncio.create_task(until_gone(request.receive))
     try:
         await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
@@ -173,12 +185,6 @@ async def _while_wanted(
         for task in (work, gone):
             task.cancel()
         await asyncio.gather(work, gone, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    """Returns when the client has gone away; the body was read before."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _run_id(request: Request, question: Question) -> str:

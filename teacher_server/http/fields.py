@@ -12,10 +12,13 @@ import numpy.typing as npt
 from pydantic_core import from_json
 
 from lectern_common.errors import InvalidRequest
+from lectern_common.words import inert_name
 from teacher_server.engine.seam import ModelFacts
 from teacher_server.rpc.limits import Limits
 
 ONLY_SCORES = "this teacher only scores the tokens that it is given and never writes any"
+
+_SHOWN_CHARACTERS = 60  # of a field's name
 
 
 def body_fields(body: bytes) -> "Fields":
@@ -54,7 +57,8 @@ class Fields:
 
     def refusal(self, field: str, why: str) -> InvalidRequest:
         """Returns the error for a field; `why` goes on after its name."""
-        return InvalidRequest(f"{self.name(field)} {why}", field=self.name(field))
+        name = self.name(inert_name(field[:_SHOWN_CHARACTERS]))  # which a client may have made up
+        return InvalidRequest(f"{name} {why}", field=name)
 
     def take(self, field: str) -> Any:
         """Returns a field's value, None if it is absent."""

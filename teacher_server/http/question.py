@@ -20,6 +20,7 @@ from teacher_server.engine.seam import (
     SequenceAsk,
     beside_record,
 )
+from teacher_server.http.sending import MAX_REPLY_BYTES
 from teacher_server.rpc.limits import Limits
 from teacher_server.rpc.validation import require_offered
 
@@ -76,15 +77,13 @@ class Question:
         """How many of the likeliest ids are computed: the record of a row has at least one."""
         return max(1, self.top_k or 0)
 
-    def scoring(self, run_id: str, facts: ModelFacts, limits: Limits) -> ScoringRequest:
+    def scoring(self, run_id: str, facts: ModelFacts) -> ScoringRequest:
         """Returns the request for the queue; sequences without an asked row are left out.
 
         Raises:
-            InvalidRequest: the reply would be too large.
             RepresentationNotOffered: the model offers no top_k.
         """
         require_offered("top_k", facts)
-        self._require_reply_fits(limits)
         asks = [self._ask(ids_S, facts) for ids_S in self.sequences if self.num_rows(ids_S)]
         row_bytes = beside_record(self.listed, self._num_also).itemsize
         return ScoringRequest(run_id, self.request_id, asks, row_bytes)
@@ -110,16 +109,24 @@ class Question:
             also_NA,
         )
 
-    def _require_reply_fits(self, limits: Limits) -> None:
-        rows = sum(self.num_rows(ids_S) for ids_S in self.sequences)
+    @property
+    def reply_bytes(self) -> int:
+        """How large the reply may be, in bytes."""
         row_bytes = 0 if self.top_k is None else ENTRY_BYTES * (self.top_k + 1)
-        num_bytes = rows * row_bytes
+        num_bytes = row_bytes * sum(map(self.num_rows, self.sequences))
         if self.candidates is not None:
             num_bytes += self.candidates.ids_NA.size * _BASE64_BYTES
-        if num_bytes > limits.max_reply_bytes:
+        return num_bytes
+
+    def require_reply_fits(self, limits: Limits) -> None:
+        """Raises InvalidRequest if the reply could be too large."""
+        most = min(limits.max_reply_bytes, MAX_REPLY_BYTES)
+        if self.reply_bytes > most:
+            rows = sum(map(self.num_rows, self.sequences))
             raise InvalidRequest(
-                f"the reply could be {num_bytes} bytes of JSON ({rows} positions), over the limit "
-                f"of {limits.max_reply_bytes}; send fewer tokens, or ask for fewer ids of each",
+                f"the reply could be {self.reply_bytes} bytes of JSON ({rows} positions), over the "
+                f"limit of {most} for a reply over HTTP; send fewer tokens, or ask for fewer ids "
+                "of each",
                 field=self.field,
             )
 
@@ -149,12 +156,12 @@ def scored(question: Question, ask: SequenceAsk, payload: memoryview) -> Scored:
         raise ValueError("the ask is not one of a question")
     record = beside_record(question.listed, ask.also_NA.shape[1])
     rows_N = np.frombuffer(payload, record)
-    top_NK = rows_N["top"]["logits"].astype(np.float64) / ask.temperature
+    top_NK = _with_masks(rows_N["top"]["logits"]) / ask.temperature
     rest_N = rows_N["top"]["log_rest_t"].astype(np.float64)
     # Not the float32 normaliser of the row: summed from the listed ids and the rest, a
     # log-probability close to 0 keeps its digits.
     normalizer_N = _log_sum(np.concatenate([top_NK, rest_N[:, None]], axis=1))
-    also_NA = _log_probs(rows_N["logits"].astype(np.float64) / ask.temperature, normalizer_N)
+    also_NA = _log_probs(_with_masks(rows_N["logits"]) / ask.temperature, normalizer_N)
     num_listed = question.top_k or 0
     candidates = question.candidates
     told_NA = None
@@ -169,6 +176,13 @@ def scored(question: Question, ask: SequenceAsk, payload: memoryview) -> Scored:
         top_log_probs_NK=_log_probs(top_NK, normalizer_N)[:, :num_listed],
         candidate_log_probs_NA=told_NA,
     )
+
+
+def _with_masks(logits_NX: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Returns the logits with -inf for every one that means probability 0, such as the lowest."""
+    from lectern_models.logits.masks import LOWEST_LOGIT  # which imports torch
+
+    return np.where(logits_NX <= LOWEST_LOGIT, -np.inf, logits_NX.astype(np.float64))
 
 
 def _log_probs(

@@ -21,6 +21,9 @@ from teacher_server.rpc.limits import Limits
 # What stands for -inf in a reply: JSON has no infinity.
 NO_PROBABILITY = -9999.0
 
+# So many places of candidate rows may be padding, besides three for each id that is sent.
+_FREE_PADDING = 1 << 20
+
 # Fields of sampling that do nothing if nothing is written, at any value.
 _FREE = (
     *("seed", "stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos"),
@@ -236,6 +239,13 @@ def _candidates(
             field,
             f"has a longest row of {longest} ids; it must have 1 to {most}, the smaller of the "
             "vocabulary and the server's --max-top-k",
+        )
+    sent = sum(map(len, rows))
+    if num_rows * longest > 4 * sent + _FREE_PADDING:  # a small body would fill the memory
+        raise fields.refusal(
+            field,
+            f"has {num_rows} rows and a longest of {longest} ids, to which all are padded, but "
+            f"only {sent} ids; ask for the longer rows in a request of their own",
         )
     padded = np.full((num_rows, longest), -1, np.int64)
     for index, row in enumerate(rows):

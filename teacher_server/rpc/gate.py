@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from lectern_common.errors import LecternError, TeacherError, TeacherUnavailable
 from lectern_common.logs import get_logger
+from lectern_common.words import inert_name
 from teacher_server.engine.seam import Engine, ScoringRequest
 from teacher_server.rpc.limits import Limits
 from teacher_server.scheduling.accounting import Accounting
@@ -21,6 +22,7 @@ log = get_logger()
 # A client that asks the same wrong thing over and over would fill the disk with log lines.
 _REPEAT_SECONDS = 60.0
 _MAX_KINDS = 1000
+_DETAIL_CHARACTERS = 500
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,9 @@ class Gate:
     def _say_refused(self, call: str, error: LecternError) -> None:
         """Logs a refusal; of one call and reason at most once a minute, with how many since."""
         if error.retryable:  # a full queue refuses thousands of calls
-            log.debug("refused", call=call, reason=error.reason, detail=str(error))
+            log.debug(
+                "refused", call=call, reason=error.reason, detail=str(error)[:_DETAIL_CHARACTERS]
+            )
             return
         now, kind = self._clock(), (call, error.reason)
         since, left_out = self._said.get(kind, (float("-inf"), 0))
@@ -137,4 +141,5 @@ class Gate:
             self._said.clear()
         self._said[kind] = now, 0
         more = {"more_since_the_last_line": left_out} if left_out else {}
-        log.warning("refused", call=call, reason=error.reason, detail=str(error), **more)
+        detail = inert_name(str(error)[:_DETAIL_CHARACTERS])
+        log.warning("refused", call=call, reason=error.reason, detail=detail, **more)

@@ -5,11 +5,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
+from lectern_common.errors import InvalidRequest
 from lectern_common.teacher.channel import TeacherChannel
 from teacher_server.engine.fixture import FixtureEngine
+from teacher_server.http import vllm
 from teacher_server.http.body import MAX_BODY_BYTES
+from teacher_server.http.fields import Fields
+from teacher_server.http.question import Question
 from teacher_server.rpc.limits import Limits
 from tests.support.servers import http_teacher
 
@@ -252,3 +257,29 @@ def test_fields_that_change_nothing_are_accepted(route: str) -> None:
             f"{teacher.url}{route}", json={**BODIES[route], **NEUTRAL[route]}, trust_env=False
         )
     assert reply.status_code == 200, reply.text
+
+
+@pytest.mark.parametrize("name", ["x" * 100_000, "\x1b[2J" * 5000, "a\nb" * 100])
+def test_a_made_up_name_is_told_short_and_inert(client: httpx.Client, name: str) -> None:
+    error = client.post("/v1/completions", json={**COMPLETION, name: 1}).json()["error"]
+    assert len(error["message"]) < 500 and error["message"].isprintable()
+    assert "is not known here" in error["message"] and len(error["param"]) <= 300
+
+
+@pytest.mark.parametrize("longest", [4096, 40])
+def test_rows_that_are_mostly_padding_are_refused_before_they_take_room(longest: int) -> None:
+    tokens = 32_768
+    rows = [[1] * longest, *([] for _ in range(tokens - 2))]
+    sampling = {"max_tokens": 0, "prompt_logprob_token_ids": rows}
+    fields = Fields({"token_ids": [1] * tokens, "sampling_params": sampling}, "")
+    with pytest.raises(InvalidRequest, match=f"32767 rows and a longest of {longest} ids") as error:
+        vllm.generate(fields, FixtureEngine(5000).facts, Limits())
+    assert error.value.field == "sampling_params.prompt_logprob_token_ids"
+
+
+def test_a_reply_over_http_has_a_limit_of_its_own() -> None:
+    ids_S = np.ones(30_000, np.uint32)
+    question = Question([ids_S], "prompt", 1.0, 60)
+    with pytest.raises(InvalidRequest, match="over HTTP; send fewer tokens, or ask for fewer ids"):
+        question.require_reply_fits(Limits())
+    Question([ids_S], "prompt", 1.0, 50).require_reply_fits(Limits())

@@ -193,7 +193,14 @@ def test_a_sequence_of_one_token_has_nothing_to_predict(client: httpx.Client) ->
     assert post(client, "/v1/completions", alone)["choices"][0]["prompt_logprobs"] == [None]
 
 
-def test_a_masked_token_has_minus_9999_and_leaves_the_others_theirs() -> None:
+# The lowest of float32, of which a T below 1 would make -inf and one above 1 a larger number.
+@pytest.mark.parametrize(
+    ("mask", "temperature"),
+    [(-math.inf, 1.0), (-3.4028234663852886e38, 1.0), (-3.4e38, 2.0), (-3.3895314e38, 0.5)],
+)
+def test_a_masked_token_has_minus_9999_and_leaves_the_others_theirs(
+    mask: float, temperature: float
+) -> None:
     class Masking(FixtureEngine):
         """Even ids are ruled out, odd ones are equally likely."""
 
@@ -201,17 +208,28 @@ def test_a_masked_token_has_minus_9999_and_leaves_the_others_theirs() -> None:
             return [self._masked(ask) for ask in asks]
 
         def _masked(self, ask: SequenceAsk) -> ComputedRows:
-            row_V = torch.where(torch.arange(8) % 2 == 0, -math.inf, 0.0)
+            row_V = torch.where(torch.arange(8) % 2 == 0, mask, 0.0)
             return rows_of_logits(AskedLogits.of(ask.asked_S, row_V.expand(ask.num_tokens, 8)), ask)
 
-    body = {"prompt": [1, 2, 3], "max_tokens": 0, "prompt_logprobs": 5}
-    with http_teacher(Masking(8)) as teacher:
-        reply = httpx.post(f"{teacher.url}/v1/completions", json=body, trust_env=False).json()
+    sampling = {"max_tokens": 0, "prompt_logprobs": 5, "temperature": temperature}
+    also = {**sampling, "prompt_logprob_token_ids": [[4, 3], [0, 6]]}
+    with (
+        http_teacher(Masking(8)) as teacher,
+        httpx.Client(base_url=teacher.url, trust_env=False, timeout=60) as client,
+    ):
+        reply = post(client, "/v1/completions", {"prompt": [1, 2, 3], **sampling})
+        scores = npy(
+            post(
+                client, "/inference/v1/generate", {"token_ids": [1, 2, 3], "sampling_params": also}
+            )
+        )
     _, masked, likely = reply["choices"][0]["prompt_logprobs"]
     assert masked["2"] == {"logprob": -9999.0, "rank": 6, "decoded_token": None}
-    assert list(masked) == ["2", "1", "3", "5", "7", "0"]
+    assert list(masked) == ["2", "1", "3", "5", "7", "0"] and masked["0"]["logprob"] == -9999.0
     assert [likely[name]["logprob"] for name in ("3", "1")] == pytest.approx([-math.log(4)] * 2)
     assert list(likely) == ["3", "1", "5", "7", "0"] and likely["3"]["rank"] == 2
+    assert np.isneginf(scores[[0, 1, 1], [0, 0, 1]]).all()
+    assert scores[0, 1] == pytest.approx(-math.log(4))
 
 
 def test_a_log_probability_near_0_keeps_its_digits() -> None:
