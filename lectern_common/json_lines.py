@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lectern_common.errors import InvalidRequest
-from lectern_common.files import end_of, opened_regular
+from lectern_common.files import NotRegularError, end_of, opened_regular
 from lectern_common.logs import get_logger
 
 MAX_READ_BYTES = 1 << 20
@@ -116,6 +116,8 @@ def keep_lines_before(path: Path, step: int) -> None:
     """
     try:
         file = opened_regular(path, writes=True)
+    except NotRegularError:
+        raise OSError(f"{path} is not a regular file") from None
     except FileNotFoundError:
         return
     with file:

@@ -100,7 +100,10 @@ def bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype) -> int:
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     # With latent attention, keys are larger than values.
     size = max(size, getattr(config, "qk_head_dim", None) or 0)
-    return 2 * int(config.num_hidden_layers * key_value_heads * size) * dtype.itemsize
+    known = new_cache(config).layers
+    layers = sum(isinstance(layer, CacheLayerMixin) for layer in known)
+    layers = layers if known else int(config.num_hidden_layers)
+    return 2 * int(layers * key_value_heads * size) * dtype.itemsize
 
 
 def can_join(cache: Cache) -> bool:

@@ -86,7 +86,7 @@ class TeacherThread:
     async def _started(self, token: str | None, http: bool) -> TeacherServer:
         # The last object of grpc.aio to be collected joins gRPC's thread, in whatever test the
         # garbage collector runs, and for ever if an event is left over. One more, never given up.
-        grpc.aio.init_grpc_aio()
+        grpc.aio.init_grpc_aio()  # type: ignore[attr-defined]
         server = TeacherServer("127.0.0.1:0", token)
         await server.start()
         if http:

@@ -188,7 +188,7 @@ def test_a_stopped_evaluation_goes_on_with_the_next_batch(roots, tmp_path):
 
 
 def test_what_is_counted_names_its_suite(roots, tmp_path):
-    seen = {}
+    seen: dict[str, list[int]] = {}
     evaluated(
         roots,
         tmp_path,

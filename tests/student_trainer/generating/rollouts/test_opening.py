@@ -34,19 +34,20 @@ def test_bytes_of_a_token_are_those_of_the_cache(tmp_path: Any, architecture: st
     name = "cache_params" if architecture == "mamba" else "past_key_values"
     with torch.no_grad():
         model(torch.tensor([[1, 2, 3]]), use_cache=True, **{name: cache})
-    held = [layer.keys for layer in cache.layers if hasattr(layer, "keys")]
+    held: list[Any] = [layer.keys for layer in cache.layers if hasattr(layer, "keys")]
     expected = sum(2 * keys[:, :, 0].numel() * keys.element_size() for keys in held)
     assert bytes_per_token(model.config, torch.float32) == expected
     assert bytes_per_token(model.config, torch.bfloat16) == expected // 2
 
 
 def test_keys_of_latent_attention_count_whole() -> None:
-    config = PreTrainedConfig(
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        hidden_size=64,
-        head_dim=8,
-        qk_head_dim=24,
-    )
+    settings: dict[str, Any] = {
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "hidden_size": 64,
+        "head_dim": 8,
+        "qk_head_dim": 24,
+    }
+    config = PreTrainedConfig.from_dict(settings)
     assert bytes_per_token(config, torch.bfloat16) == 2 * 3 * 4 * 24 * 2
