@@ -86,7 +86,7 @@ def test_a_run_is_forked_from_a_checkpoint_with_errors_at_fields(page, plane):  
     page.get_by_role("link", name="Fork from step 1", exact=True).click()
     rate = page.locator("[id='field-optimizer.learning_rate']")
     wait_for(lambda: rate.input_value() == "0.0003")
-    assert page.locator("#fork-checkpoint").input_value() == "1"
+    wait_for(lambda: page.locator("#fork-checkpoint").input_value() == "1")
     assert page.locator("#field-name").input_value() == "steady-source-fork"
     assert page.locator("[id='field-student.config']").count() == 0  # it cannot be another
     rate.fill("-1")
