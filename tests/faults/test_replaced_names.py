@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILES = [
     f"faults/{side}/{name}.py"
-    for side in ("control", "teacher", "trainer")
+    for side in ("control", "rollouts", "teacher", "trainer")
     for name in ("injections", "sabotage")
-] + ["faults/control/stand_in.py", "faults/launcher.py"]
+] + ["faults/control/stand_in.py", "faults/launcher.py", "faults/record/sabotage.py"]
 OURS = [
     "control_plane",
     "faults",
