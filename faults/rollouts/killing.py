@@ -48,11 +48,10 @@ def _killed_while(stage: Stage, phase: str) -> Tally:
         both = courses(stage, home, server.address)
         each = killed(stage, both, kills, _strike_while(phase), (f"announced={slower}",))
     tally = tally_of(each, kills)
-    instants = sum((lives.instants for lives in each), Counter[str]())
-    told = ", ".join(f"{count} {instant}" for instant, count in instants.most_common())
+    lost = max(lives.steps_lost for lives in each)
     tally.figure = (
-        f"stale_steps 0 and 1 in turns, killed {told}; weights, metrics and rollouts.jsonl equal "
-        "the undisturbed run's, byte for byte"
+        f"each died {phase}, with stale_steps 0 and 1 in turns; resumed, at most {lost} steps lost "
+        f"of the {INTERVAL} between checkpoints; weights, metrics and rollouts.jsonl byte-equal"
     )
     return tally
 
@@ -118,8 +117,7 @@ def teacher_killed(stage: Stage) -> Tally:
     told = " and ".join(f"{count} while {phase}" for phase, count in sorted(struck.items()))
     tally.require(struck.total() == kills, f"{struck.total()} of {kills} kills were tried")
     tally.figure = (
-        f"killed {told}; losses, weights and rollouts.jsonl equal the undisturbed run's, byte for "
-        "byte"
+        f"killed {told}, with stale_steps 0 and 1; losses, weights and rollouts.jsonl byte-equal"
     )
     return tally
 
