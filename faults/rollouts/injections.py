@@ -56,13 +56,14 @@ class _Announced:
 def _announced(value: str) -> None:
     from student_trainer.generating import generator
     from student_trainer.generating.rollouts.writing import Rollouts
+    from student_trainer.objective.loss import distillation_loss
     from student_trainer.run import loop
+    from student_trainer.run.optim import set_learning_rate
     from student_trainer.teacher.prefetch import Asking
 
     seconds, says = float(value), _Announced()
     write, tokens = Rollouts._write, generator._Writer._next_tokens
-    wait, loss, train_step = Asking.wait_for, loop.distillation_loss, loop._train_step
-    keep, rate = loop._of_rollouts, loop.set_learning_rate
+    wait, train_step, keep = Asking.wait_for, loop._train_step, loop._of_rollouts
     is_in_step = False
 
     def stepped(*arguments: Any) -> None:
@@ -101,8 +102,8 @@ def _announced(value: str) -> None:
     put(Rollouts, "_write", writing)
     put(generator._Writer, "_next_tokens", slow_tokens)
     put(Asking, "wait_for", waiting)
-    put(loop, "distillation_loss", learning(loss))
-    put(loop, "set_learning_rate", learning(rate))
+    put(loop, "distillation_loss", learning(distillation_loss))
+    put(loop, "set_learning_rate", learning(set_learning_rate))
     put(loop, "_of_rollouts", learning(keep))
     put(loop, "_train_step", stepped)
 
@@ -159,14 +160,13 @@ def _not_finite_texts(value: str) -> None:
 
 
 def _full_rollouts(value: str) -> None:
+    from lectern_common.json_lines import append_json_line
     from student_trainer.generating.rollouts import kept
-
-    append = kept.append_json_line
 
     def full(path: Path, line: dict[str, Any]) -> None:
         if line["step"] >= int(value):
             raise OSError(errno.ENOSPC, "No space left on device")
-        append(path, line)
+        append_json_line(path, line)
 
     put(kept, "append_json_line", full)
 

@@ -43,12 +43,11 @@ def _lines_after_the_checkpoint_stay(program: str) -> None:
 def _rollouts_are_given_up_at_once(program: str) -> None:
     if program == "trainer":
         from student_trainer.run import loop
-
-        new_texts = loop.for_new_texts
+        from student_trainer.targets import for_new_texts
 
         def hasty(provider: Any) -> Any:
             put(provider._calls._outage, "_budget_seconds", 0.0)
-            return new_texts(provider)
+            return for_new_texts(provider)
 
         put(loop, "for_new_texts", hasty)
 
@@ -91,11 +90,10 @@ def _nothing_repeats(program: str) -> None:
 def _any_logits_choose(program: str) -> None:
     if program == "trainer":
         from student_trainer.generating import generator
-
-        choose = generator.chosen_ids
+        from student_trainer.generating.sampling import chosen_ids
 
         def trusting(logits_BV: Any, *rest: Any) -> Any:
-            return choose(logits_BV.nan_to_num(), *rest)
+            return chosen_ids(logits_BV.nan_to_num(), *rest)
 
         put(generator, "chosen_ids", trusting)
 
