@@ -67,9 +67,9 @@ def _ran_full(stage: Stage, course: Course, disk: SmallDisk, folder: RunFolder, 
 def _ended_full(trainer: Trainer, exit_status: int | None) -> str:
     status, newest = trainer.status, checkpoints.newest_step(trainer.folder)
     if exit_status != 75 or status is None:
-        return f"it exited with status {exit_status}: {status}: {trainer.log[-500:]}"
+        return f"it exited with status {exit_status}: {status and status.message}"
     if (status.state, status.reason) != (RunState.INTERRUPTED, "disk_full"):
-        return f"its last status is {status}"
+        return f"it ended as {status.state}, {status.reason}: {status.message}"
     if not newest or newest != status.checkpoint_step:
         return f"the newest checkpoint is of step {newest}; it says {status.checkpoint_step}"
     return checkpoints.first_problem(trainer.folder)
