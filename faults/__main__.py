@@ -2,7 +2,8 @@
 
     make faults                          the whole table; exit status 1 on any miss
     make faults ARGS='T5 T6 --json'      some rows, as JSON
-    make faults ARGS='S'                 the trainer's rows; R: records, C: control, T: teacher
+    make faults ARGS='S'                 the trainer's rows; O: rollouts, R: records, C: control,
+                                         T: teacher
     make faults ARGS='--sabotage T5'     T5 without its protection: it must fail
 
 Prints one line per row: id, survived/tries, figure. Time limits are judged here, never in the

@@ -13,6 +13,7 @@ from typing import Any
 
 from faults.control import injections as control_injections
 from faults.control import stand_in
+from faults.rollouts import injections as rollout_injections
 from faults.teacher import injections, sabotage
 from faults.trainer import injections as trainer_injections
 
@@ -24,7 +25,7 @@ _MODULES = {
 }
 FAULTS = {
     "teacher": injections.FAULTS,
-    "trainer": {**trainer_injections.FAULTS, **stand_in.FAULTS},
+    "trainer": {**trainer_injections.FAULTS, **rollout_injections.FAULTS, **stand_in.FAULTS},
     "control": control_injections.FAULTS,
     "lectern": {},
 }

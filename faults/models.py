@@ -1,5 +1,6 @@
 """Writes small random models to disk, using only transformers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 VOCAB_SIZE = 97
@@ -16,10 +17,12 @@ def write_model(
     dtype: str = "float32",
     bad_tokens: dict[int, float] | None = None,
     weights: bool = True,
+    ends: Sequence[int] = (),
 ) -> Path:
     """Writes config.json and (unless weights is False) model.safetensors; returns the folder.
 
     bad_tokens: id -> the value that fills its embedding, such as nan.
+    ends: ids that end a text.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -38,7 +41,7 @@ def write_model(
         initializer_range=0.2,
         tie_word_embeddings=False,
         bos_token_id=None,
-        eos_token_id=None,
+        eos_token_id=list(ends) or None,
         pad_token_id=None,
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from faults.control.rows import CONTROL_ROWS
 from faults.record.rows import RECORD_ROWS
+from faults.rollouts.rows import ROLLOUT_ROWS
 from faults.row import Row
 from faults.teacher import access, floods, health, input, outages, queueing, scoring
 from faults.trainer import (
@@ -190,11 +191,11 @@ _ALL = [
         scoring.other_company,
     ),
 ]
-_SIDES = "SRCT"  # trainers, records, control planes, teachers
+_SIDES = "SORCT"  # trainers, rollouts, records, control planes, teachers
 ROWS = {
     row.id: row
     for row in sorted(
-        [*_ALL, *RECORD_ROWS, *CONTROL_ROWS],
+        [*_ALL, *ROLLOUT_ROWS, *RECORD_ROWS, *CONTROL_ROWS],
         key=lambda row: (_SIDES.index(row.id[0]), int(row.id[1:])),
     )
 }

@@ -13,6 +13,7 @@ from typing import Any
 from faults.control import sabotage as control_sabotage
 from faults.record import sabotage as record_sabotage
 from faults.replacing import put
+from faults.rollouts import sabotage as rollout_sabotage
 from faults.trainer import sabotage as trainer_sabotage
 
 
@@ -32,7 +33,7 @@ def _no_checkpoint_at_the_end(program: str) -> None:
     if program == "trainer":
         from student_trainer.run import loop
 
-        def save(_parts: object, _progress: object) -> None:
+        def save(*_: object) -> None:
             return
 
         put(loop, "_save", save)
@@ -343,5 +344,6 @@ ROWS: dict[str, Callable[[str], None]] = {
     "T22": _ask_once,
     **trainer_sabotage.ROWS,
     **record_sabotage.ROWS,
+    **rollout_sabotage.ROWS,
     **control_sabotage.ROWS,
 }

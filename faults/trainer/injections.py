@@ -18,9 +18,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from faults.replacing import put
+
+if TYPE_CHECKING:
+    from student_trainer.teacher.prefetch import Prefetch
 
 SAVING_NAME = "saving"
 COMPUTING = "computing"
@@ -70,7 +73,7 @@ def _slow_saves(value: str) -> None:
     put(CheckpointStore, "save", announced)
 
 
-def _before_each_step(wait: Callable[[Any], None]) -> None:
+def _before_each_step(wait: Callable[["Prefetch"], None]) -> None:
     """Calls wait(prefetch) before each step takes its rows."""
     from student_trainer.teacher.prefetch import Prefetch
 
@@ -84,8 +87,8 @@ def _before_each_step(wait: Callable[[Any], None]) -> None:
 
 
 def _waiting_steps(value: str) -> None:
-    def wait(prefetch: Any) -> None:
-        prefetch._stop.sleep(float(value))
+    def wait(prefetch: "Prefetch") -> None:
+        prefetch._asking._stop.sleep(float(value))
 
     _before_each_step(wait)
 

@@ -117,8 +117,8 @@ def _instant(folder: RunFolder, newest: int) -> str:
 def killed_trainers(stage: Stage) -> Tally:
     """S1: kills trainers with -9 at random instants, until their runs end."""
     with both_courses(stage, **_SECTIONS) as both:
-        each = _killed(stage, both, stage.tries(100, 16), _at_any_instant)
-    tally = _tally_of(each, stage.tries(100, 16))
+        each = killed(stage, both, stage.tries(100, 16), _at_any_instant)
+    tally = tally_of(each, stage.tries(100, 16))
     instants = sum((lives.instants for lives in each), Counter[str]())
     told = ", ".join(f"{count} {instant}" for instant, count in instants.most_common())
     every = stage.quick or len(instants) == 4
@@ -148,8 +148,8 @@ def killed_in_saves(stage: Stage) -> Tally:
     """S2: kills trainers with -9 at random moments of saves, which are slowed down."""
     kills = stage.tries(50, 8)
     with both_courses(stage, **_SHORT) as both:
-        each = _killed(stage, both, kills, _in_a_save, (_SLOW_SAVES,))
-        tally = _tally_of(each, kills)
+        each = killed(stage, both, kills, _in_a_save, (_SLOW_SAVES,))
+        tally = tally_of(each, kills)
         for course in both:
             problem = _saved_twice(stage, course)
             tally.count(not problem, f"saved twice: {problem}")
@@ -201,7 +201,7 @@ def _saved_twice(stage: Stage, course: Course) -> str:
     return "" if found == before else f"{sorted(before)} became {sorted(found)}"
 
 
-def _killed(
+def killed(
     stage: Stage,
     both: list[Course],
     kills: int,
@@ -213,12 +213,12 @@ def _killed(
 
     def course_of(number: int) -> Lives:
         draw = random.Random(number)  # noqa: S311 - when to strike
-        lives = Lives()
-        while lives.kills < kills // 2:
+        lives, own = Lives(), (kills + 1 - number) // 2
+        while lives.kills < own:
             victim = Victim(stage, both[number], faults)
             goes_on = True
             while goes_on:
-                is_left = lives.kills + victim.kills < kills // 2
+                is_left = lives.kills + victim.kills < own
                 goes_on = victim.life(strike if is_left else None, draw)
                 done[str(number)] = lives.kills + victim.kills
                 stage.say(f"{done.total()} of {kills} kills")
@@ -248,7 +248,8 @@ def _left(folder: RunFolder) -> str:
     return f"{left[0]} was left behind" if left else ""
 
 
-def _tally_of(each: list[Lives], kills: int) -> Tally:
+def tally_of(each: list[Lives], kills: int) -> Tally:
+    """Returns the counts of `kills` kills."""
     tally = Tally()
     for lives in each:
         tally.tries += lives.kills

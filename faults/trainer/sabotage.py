@@ -29,11 +29,14 @@ def _checkpoints_written_in_place(_program: str) -> None:
         model: dict[str, Any],
         optimizer: dict[str, Any],
         state: dict[str, Any],
+        rollouts: dict[str, Any] | None = None,
     ) -> Path:
         target = self._path(step)
         target.mkdir(parents=True, exist_ok=True)
         self._save_tensors(checkpoint._on_cpu(model), target / files.MODEL_NAME)
         self._save_tensors(checkpoint._on_cpu(optimizer), target / files.OPTIMIZER_NAME)
+        if rollouts:
+            self._save_tensors(rollouts, target / files.ROLLOUTS_NAME)
         files.write_json(target / files.STATE_NAME, {**state, "step": step})
         (target / files.MANIFEST_NAME).unlink(missing_ok=True)
         manifest = files.manifest_of(target)

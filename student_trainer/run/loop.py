@@ -78,7 +78,8 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
 
     Raises:
         SameWeights: the student matches the teacher's distribution before any update.
-        Diverged: three steps in a row without a finite gradient.
+        Diverged: three steps in a row without a finite gradient, or a text for which the student's
+            logits are not finite; names the last checkpoint.
         DiskFull: a checkpoint or a record could not be written.
         LecternError: what the teacher raised; a checkpoint was saved.
     """
@@ -128,7 +129,9 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
     except StopRequested:
         _save(parts, progress, rollouts)
         return False
-    except (SameWeights, Diverged, DiskFull):
+    except Diverged as error:
+        raise Diverged(f"{error}; {_way_out(parts)}") from error
+    except (SameWeights, DiskFull):
         raise
     except LecternError:
         _save(parts, progress, rollouts)
@@ -390,12 +393,17 @@ def _skip(parts: Parts, progress: Progress) -> None:
         parts.recorder.event("step_skipped", step=progress.step, in_a_row=progress.skipped_in_a_row)
     if progress.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW:
         return
-    saved = parts.checkpoints.steps() if parts.checkpoints is not None else []
-    where = f"the last checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint"
     raise Diverged(
         f"loss or gradient was not finite in {progress.skipped_in_a_row} steps in a row, the last "
-        f"of them step {progress.step}; {where}. Start a new run with a lower learning rate"
+        f"of them step {progress.step}"
     )
+
+
+def _way_out(parts: Parts) -> str:
+    """Returns what is left of a run that diverged, and what to do."""
+    saved = parts.checkpoints.steps() if parts.checkpoints is not None else []
+    where = f"the last checkpoint is of step {saved[-1]}" if saved else "there is no checkpoint"
+    return f"{where}. Start a new run with a lower learning rate"
 
 
 def _save(parts: Parts, progress: Progress, rollouts: Rollouts | None) -> None:

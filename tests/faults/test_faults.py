@@ -191,7 +191,8 @@ def test_invalid_arguments_are_refused(
 
 
 def test_rows_are_in_order_and_each_has_its_own_sabotage() -> None:
-    numbers = {"S": range(1, 15), "R": range(1, 8), "C": range(1, 29), "T": range(1, 23)}
+    last = {"S": 14, "O": 8, "R": 7, "C": 28, "T": 22}
+    numbers = {side: range(1, number + 1) for side, number in last.items()}
     ids = [f"{side}{number}" for side, each in numbers.items() for number in each]
     assert list(ROWS) == ids
     assert sabotage.ROWS.keys() == set(ids)
@@ -203,7 +204,7 @@ CHANGED_IN = {
     "teacher": [row for row in ROWS if row[0] == "T" and row not in OF_THE_CLIENT],
     "trainer": [
         *(*OF_THE_CLIENT, "T4"),
-        *(row for row in ROWS if row[0] in "SR" and row not in ("S9", "S13")),
+        *(row for row in ROWS if row[0] in "SOR" and row not in ("S9", "S13")),
     ],
     "control": [row for row in ROWS if row[0] == "C"],
     "lectern": ["S9", "S13"],
@@ -220,6 +221,8 @@ def test_every_sabotage_and_fault_changes_something_that_exists(program: str) ->
         "from faults.teacher import injections, sabotage\n"
         "from faults.trainer import injections as trainer_injections\n"
         "from faults.record import sabotage as record_sabotage\n"
+        "from faults.rollouts import injections as rollout_injections\n"
+        "from faults.rollouts import sabotage as rollout_sabotage\n"
         "from faults.trainer import sabotage as trainer_sabotage\n"
         "put, done = replacing.put, []\n"
         "def counted(owner, name, value):\n"
@@ -227,6 +230,7 @@ def test_every_sabotage_and_fault_changes_something_that_exists(program: str) ->
         "    put(owner, name, value)\n"
         "sabotage.put = injections.put = counted\n"
         "trainer_sabotage.put = trainer_injections.put = record_sabotage.put = counted\n"
+        "rollout_sabotage.put = rollout_injections.put = counted\n"
         "control_sabotage.put = control_injections.put = stand_in.put = counted\n"
         f"for row in {CHANGED_IN[program]}:\n"
         "    done.clear()\n"

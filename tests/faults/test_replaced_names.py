@@ -12,9 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILES = [
     f"faults/{side}/{name}.py"
-    for side in ("control", "teacher", "trainer")
+    for side in ("control", "rollouts", "teacher", "trainer")
     for name in ("injections", "sabotage")
-] + ["faults/control/stand_in.py", "faults/launcher.py"]
+] + ["faults/control/stand_in.py", "faults/launcher.py", "faults/record/sabotage.py"]
 OURS = [
     "control_plane",
     "faults",
@@ -68,7 +68,8 @@ class Thing:
             return ""
         if not path.exists():
             return f"there is no module {self.module}"
-        body = dict(defined(ast.parse(path.read_text()).body))
+        tree = ast.parse(path.read_text())
+        body = dict(defined(tree.body))
         if not self.inner:
             beside = path.parent / name
             is_module = path.name == "__init__.py" and (
@@ -81,7 +82,12 @@ class Thing:
         # A class may inherit its __init__, and what is no class is only checked to be there.
         if not isinstance(statement, ast.ClassDef) or name == "__init__":
             return ""
-        return "" if name in dict(defined(statement.body)) else told
+        if name in dict(defined(statement.body)):
+            return ""
+        names = imported(tree)
+        bases = [ast.unparse(base).partition("[")[0] for base in statement.bases]
+        inherited = (names.get(base, Thing(self.module, base)).problem_of(name) for base in bases)
+        return told if all(inherited) else ""
 
 
 def imported(node: ast.AST) -> dict[str, Thing]:
@@ -178,5 +184,6 @@ def test_a_name_that_is_gone_is_found(thing: Thing, name: str) -> None:
 
 def test_names_that_are_there_are_found() -> None:
     assert Thing("control_plane.trainers.launcher", "Launcher").problem_of("start") == ""
+    assert Thing("control_plane.runs.commands", "RunCommands").problem_of("claim") == ""
     assert Thing("control_plane.trainers").problem_of("launcher") == ""
     assert Thing("control_plane.trainers.launcher").problem_of("TRAINER_ARGV") == ""

@@ -28,7 +28,10 @@ TEACHER_HIDDEN = 64
 _TENSORS = "*.safetensors"
 
 # What must be equal in two equal runs; times differ.
-COMPARED = ("step", "loss/ce", "loss/kd", "loss/total", "loss/val", "optim/grad_norm")
+COMPARED = (
+    *("step", "loss/ce", "loss/kd", "loss/total", "loss/val", "optim/grad_norm"),
+    *("rollout/rows", "rollout/mean_length", "rollout/kd"),
+)
 
 
 def spec_of(**sections: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +124,10 @@ class Home:
 
 
 class Ended:
-    """What a run leaves: losses by step, and the tensors of its last checkpoint and export."""
+    """What a run leaves: losses by step, and the tensors of its last checkpoint and export.
+
+    Of a run with rollouts, `tensors` has the bytes of rollouts.jsonl too.
+    """
 
     def __init__(self, lines: list[dict[str, Any]], tensors: dict[str, bytes]) -> None:
         self.lines = lines
@@ -135,7 +141,10 @@ class Ended:
         ]
         newest = sorted(folder.checkpoints_path.glob("step-*"))[-1:]
         files = [path for part in (*newest, folder.export_path) for path in part.glob(_TENSORS)]
-        return cls(lines, {f"{path.parent.name}/{path.name}": path.read_bytes() for path in files})
+        tensors = {f"{path.parent.name}/{path.name}": path.read_bytes() for path in files}
+        if folder.rollouts_path.exists():
+            tensors[folder.rollouts_path.name] = folder.rollouts_path.read_bytes()
+        return cls(lines, tensors)
 
     def difference(self, other: "Ended") -> str:
         """Returns the first bitwise difference, or ""."""
@@ -147,7 +156,7 @@ class Ended:
                 return f"step {own['step']} has {json.dumps(theirs)}; expected {json.dumps(own)}"
         names = sorted(self.tensors.keys() | other.tensors.keys())
         differing = [name for name in names if self.tensors.get(name) != other.tensors.get(name)]
-        return f"the last weights differ: {', '.join(differing)}" if differing else ""
+        return f"these files differ: {', '.join(differing)}" if differing else ""
 
 
 class Trainer(Launched):

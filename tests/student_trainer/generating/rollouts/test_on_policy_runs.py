@@ -287,13 +287,23 @@ def test_damaged_rollouts_in_flight_make_an_earlier_checkpoint_the_newest(
     assert events_of(folder, "checkpoint_set_aside")
 
 
-def test_a_student_whose_logits_are_not_finite_ends_as_diverged(
-    home: Home, on_policy: OnPolicy
+@pytest.mark.parametrize(
+    ("every_steps", "where"),
+    [(1, "the last checkpoint is of step 1"), (1000, "there is no checkpoint")],
+)
+def test_a_student_whose_logits_are_not_finite_ends_as_diverged_and_says_what_to_do(
+    home: Home, on_policy: OnPolicy, every_steps: int, where: str
 ) -> None:
-    folder = on_policy(optimizer={"learning_rate": 1e38, "max_grad_norm": 1e30})
+    folder = on_policy(
+        optimizer={"learning_rate": 1e38, "max_grad_norm": 1e30},
+        checkpoint={"every_steps": every_steps},
+    )
     assert trained(home, folder) == 1
     status = status_of(folder)
-    assert status.reason in ("diverged", "non_finite"), status.message
+    message = str(status.message)
+    assert status.reason == "diverged", message
+    assert "logits are not finite" in message
+    assert message.endswith(f"; {where}. Start a new run with a lower learning rate")
 
 
 @pytest.fixture(scope="module")

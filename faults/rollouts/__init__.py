@@ -1,0 +1,1 @@
+"""Rows O1 to O8: what a run whose student writes its own rows must survive."""
