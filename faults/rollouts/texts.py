@@ -146,7 +146,15 @@ def not_finite(stage: Stage) -> Tally:
     tally = Tally()
     home = home_of_writers(stage)
     with serving(stage, home) as server:
-        both = courses(stage, home, server.address, schedule={"steps": 4 * INTERVAL})
+        both = courses(
+            stage,
+            home,
+            server.address,
+            schedule={"steps": 4 * INTERVAL},
+            # So that every step has texts that can break.
+            rollout={"fraction": 1},
+            objective={"alpha": 0},
+        )
         tries = [
             (kind, course, step, value)
             for kind, course in zip(KINDS, both, strict=True)
