@@ -52,7 +52,7 @@ def make_home(
     roots = Roots.of_home(folder)
     write_model(roots.models / "tiny")
     store = Store.open(roots.runs / DATABASE_NAME)
-    commands = RunCommands(store, time.time)
+    commands = RunCommands(store, time.time, max_queued=num_runs + 1)
     first: Path | None = None
     run_id = ""
     for number in range(num_runs + 1):

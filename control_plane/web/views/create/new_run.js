@@ -4,14 +4,14 @@
 
 import { RequestFailed, get, newKey, post } from "../../api.js";
 import { make, setText, show } from "../../dom.js";
-import { count, size } from "../../format.js";
+import { count, loss, size } from "../../format.js";
 import { loadSchemas } from "../lists/settings.js";
 import { pathOfRun } from "../../state/router.js";
 import { checkParts } from "./checks.js";
 import { SpecForm, inWords } from "./spec_form.js";
 import { loadSuggestions } from "./suggestions.js";
 
-/** @import { Checkpoints, Run, RunDetail, SpecCheck } from "../../types.d.ts" */
+/** @import { Checkpoint, Checkpoints, Run, RunDetail, SpecCheck } from "../../types.d.ts" */
 
 /** @typedef {"new" | "edit" | "fork"} Kind */
 
@@ -151,7 +151,7 @@ export class NewRun {
       ...checkpoints.toReversed().map((one) =>
         make("option", {
           value: String(one.step),
-          textContent: `step ${count(one.step)}, ${size(one.bytes)}`,
+          textContent: checkpointWords(one),
           selected: String(one.step) === step,
         }),
       ),
@@ -237,6 +237,12 @@ export class NewRun {
     setText(this.problem, problem);
     show(this.problem, problem !== "");
   }
+}
+
+/** @param {Checkpoint} checkpoint */
+function checkpointWords({ step, bytes, validation_loss: measured }) {
+  const words = `step ${count(step)}, ${size(bytes)}`;
+  return measured === null ? words : `${words}, validation loss ${loss(measured)}`;
 }
 
 /**

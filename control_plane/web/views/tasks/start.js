@@ -1,7 +1,7 @@
 // @ts-check
 // The forms that start an evaluation, an export or a publication of a run.
 
-import { RequestFailed, post } from "../../api.js";
+import { RequestFailed, newKey, post } from "../../api.js";
 import { make, setText, show } from "../../dom.js";
 import { SpecForm, inWords } from "../create/spec_form.js";
 import { loadSchemas } from "../lists/settings.js";
@@ -31,6 +31,7 @@ export class StartForm {
   constructor(stage, onStarted) {
     this.kind = KINDS[stage];
     this.runId = "";
+    this.key = ""; // of the request, so that a repeated one makes no second task
     this.onStarted = onStarted;
     this.form = new SpecForm(`${stage}-`);
     this.isBuilt = false;
@@ -51,6 +52,7 @@ export class StartForm {
   /** @param {string} runId */
   async open(runId) {
     this.runId = runId;
+    this.key = newKey();
     this.say("");
     if (!this.isBuilt) {
       const { schemas } = await loadSchemas();
@@ -67,10 +69,11 @@ export class StartForm {
     this.say("");
     try {
       /** @type {Task} */
-      const task = await post(`/runs/${this.runId}/${this.kind.path}`, this.form.spec());
+      const task = await post(`/runs/${this.runId}/${this.kind.path}`, this.form.spec(), this.key);
       show(this.element, false);
       this.onStarted(task);
     } catch (error) {
+      if (error instanceof RequestFailed) this.key = newKey(); // it made no task
       if (error instanceof RequestFailed && error.errors.length > 0) {
         this.say(this.form.mark(error.errors).map(inWords).join("; "));
       } else this.say(error instanceof Error ? error.message : String(error));
