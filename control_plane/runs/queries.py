@@ -7,6 +7,7 @@ import sqlalchemy as sa
 
 from control_plane.runs.alerts import alerts_since
 from control_plane.runs.record import (
+    ACTIVE,
     IN_LINE,
     MOVING,
     DeletedRun,
@@ -43,6 +44,19 @@ class Changed(Protocol):
 Others = Callable[[sa.Connection, int, int], Sequence[Changed]]
 
 
+def _is_looked_after(table: sa.Table) -> sa.Exists:
+    goes_on = sa.or_(table.c.resume_at.is_not(None), table.c.waits_for.is_not(None))
+    return sa.exists().where(
+        sa.or_(
+            table.c.state.in_([*ACTIVE, RunState.QUEUED]),
+            sa.and_(table.c.state == RunState.INTERRUPTED, goes_on),
+        )
+    )
+
+
+_ANY_LOOKED_AFTER = sa.select(sa.or_(_is_looked_after(runs), _is_looked_after(tasks)))
+
+
 class Lasting(NamedTuple):
     """A run that waits, or is silent, since `since` (Unix seconds), and not yet called overdue."""
 
@@ -76,6 +90,11 @@ class Runs:
         """Returns one run. Raises NotFound."""
         with self._store.reading() as connection:
             return get_run(connection, run_id)
+
+    def at_rest(self) -> bool:
+        """Returns whether no run and no task is active, queued, or goes on by itself."""
+        with self._store.reading() as connection:
+            return not connection.execute(_ANY_LOOKED_AFTER).scalar_one()
 
     def in_states(self, states: Collection[RunState]) -> list[Run]:
         """Returns all runs in one of the states, oldest first."""

@@ -36,7 +36,7 @@ def test_a_look_that_fails_is_told_until_one_succeeds(client, plane, probed_alwa
     def fails():
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(plane.reconciler, "tick", fails)
+    monkeypatch.setattr(plane.runs, "at_rest", fails)
     wait_for(lambda: broken_parts(client) == ["reconcile_loop"])
     assert "out of luck" in client.get("/readyz").json()["detail"]
     monkeypatch.undo()
