@@ -14,11 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
 from sqlalchemy import event
 
 from control_plane.runs.keeping.backups import BackupFailed, Backups, Kind
@@ -274,10 +269,17 @@ class Store:
 
     def _migrate(self) -> None:
         """Brings the schema to the newest version, in one transaction."""
-        config = _migrations()
         with self.writing() as connection:
-            if _revision(connection) == _newest_revision():
+            if _revision(connection) == newest_schema():
                 return
+            # Only here: it costs 10 MB for as long as the process lives.
+            from alembic import command
+            from alembic.config import Config
+            from alembic.util import CommandError
+
+            config = Config()
+            config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+            config.set_main_option("path_separator", "os")
             config.attributes["connection"] = connection
             try:
                 command.upgrade(config, "head")
@@ -290,24 +292,21 @@ class Store:
     def _is_older(self) -> bool:
         """Returns whether it has tables, and not those of the newest schema."""
         with self.reading() as connection:
-            return _revision(connection) not in (None, _newest_revision())
+            return _revision(connection) not in (None, newest_schema())
 
 
 def _revision(connection: sa.Connection) -> str | None:
     """Returns the revision of the schema there; None if there is no schema yet."""
-    return MigrationContext.configure(connection).get_current_revision()
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    found = connection.exec_driver_sql("SELECT version_num FROM alembic_version")
+    return found.scalars().first()
 
 
 @functools.cache
-def _newest_revision() -> str | None:
-    return ScriptDirectory.from_config(_migrations()).get_current_head()
-
-
-def _migrations() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    return config
+def newest_schema() -> str:
+    """Returns the revision of the newest migration."""
+    return max(path.name[:4] for path in (_MIGRATIONS / "versions").glob("[0-9]*.py"))
 
 
 def _stored_json(text: Any) -> Any:

@@ -1,6 +1,8 @@
 """The database: made once, migrated, backed up, and never replaced when it is damaged."""
 
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from alembic.script import ScriptDirectory
 from control_plane.runs.commands import RunCommands
 from control_plane.runs.queries import Runs
 from control_plane.runs.search import FoundRuns, Search
-from control_plane.runs.store import Store, metadata
+from control_plane.runs.store import Store, metadata, newest_schema
 from lectern_common.errors import Misconfigured
 from tests.control_plane.conftest import ROOT, spec
 
@@ -84,6 +86,22 @@ def test_a_killed_migration_is_completed_by_the_next_start(path, monkeypatch):
 def interrupted_upgrade(config, _revision):
     config.attributes["connection"].exec_driver_sql("CREATE TABLE runs (seq INTEGER)")
     raise KeyboardInterrupt
+
+
+def test_the_newest_schema_is_that_of_the_newest_migration():
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("path_separator", "os")
+    assert newest_schema() == ScriptDirectory.from_config(config).get_current_head()
+
+
+def test_a_database_that_is_up_to_date_is_opened_without_alembic(path):
+    filled(path)
+    program = (
+        "import sys; from pathlib import Path; from control_plane.runs.store import Store; "
+        "Store.open(Path(sys.argv[1])).close(); sys.exit('alembic' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(path)], check=True)
 
 
 def test_the_slot_of_a_run_of_an_earlier_release_becomes_its_list_of_slots(path):
