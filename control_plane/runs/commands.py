@@ -517,18 +517,19 @@ class RunCommands(JobCommands[Run]):
         """
         if not sizes:
             return
+        query = sa.select(runs.c.id, runs.c.disk_bytes).where(runs.c.id.in_(list(sizes)))
         with self._store.writing() as connection:
-            revision = first = newest_revision(connection)
-            for run_id, num_bytes in sizes.items():
-                values = {"disk_bytes": num_bytes, "revision": revision + 1}
-                is_news = sa.and_(
-                    runs.c.id == run_id, runs.c.disk_bytes.is_distinct_from(num_bytes)
-                )
-                revision += connection.execute(
-                    sa.update(runs).where(is_news).values(values)
-                ).rowcount
-        if revision > first:
-            self._changed()
+            before = connection.execute(query).all()
+            news = [run_id for run_id, num_bytes in before if num_bytes != sizes[run_id]]
+            if not news:
+                return
+            revision = newest_revision(connection)
+            rows = [
+                {"of_run": run_id, "num_bytes": sizes[run_id], "number": revision + place}
+                for place, run_id in enumerate(news, start=1)
+            ]
+            connection.execute(_MEASURING, rows)
+        self._changed()
 
     def ended(
         self,
@@ -633,6 +634,13 @@ def _alerts_of(
         if getattr(run, name) is None
     }
     return [(kind, run.id) for run in found for kind in kinds]
+
+
+_MEASURING = (
+    sa.update(runs)
+    .where(runs.c.id == sa.bindparam("of_run"))
+    .values(disk_bytes=sa.bindparam("num_bytes"), revision=sa.bindparam("number"))
+)
 
 
 def _noticing(names: Iterable[str]) -> sa.Update:
