@@ -12,12 +12,25 @@ import threading
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
-from control_plane.reading.series.chunk import CHUNK_LINES, Chunk, chunk_of, merged
+import numpy as np
+
+from control_plane.reading.series.chunk import (
+    CHUNK_LINES,
+    LEAF,
+    LEAVES,
+    MAX_KEYS,
+    POINT,
+    Chunk,
+    chunk_of,
+    merged,
+)
 from control_plane.reading.series.index_file import IndexFile
 from control_plane.reading.series.lines import Line, read_lines
+from control_plane.reading.series.stats import Array, joined
 from lectern_common.files import opened_regular
 from lectern_common.json_lines import Position, position_at
 from lectern_common.logs import get_logger
@@ -34,7 +47,7 @@ _log = get_logger()
 
 @dataclass(frozen=True)
 class Indexed:
-    """What is known of a file at one moment.
+    """What is known of a file at one moment; what several charts need of it is computed once.
 
     Attributes:
         chunks: of all lines but the last ones.
@@ -47,6 +60,47 @@ class Indexed:
     rest: Sequence[Line]
     position: Position
     revision: str
+
+    @cached_property
+    def leaves(self) -> Array:
+        """LEAF, of all chunks."""
+        return joined(LEAF, [chunk.leaves for chunk in self.chunks])
+
+    @cached_property
+    def points(self) -> Array:
+        """POINT, of all chunks: `leaf` is an index into `leaves`, `key` a value of `numbers`."""
+        points = []
+        for place, chunk in enumerate(self.chunks):
+            if len(chunk.points):
+                part = chunk.points.copy()
+                numbers = [self.numbers[key] for key in chunk.keys]
+                part["key"] = np.array(numbers, np.uint32)[part["key"]]
+                part["leaf"] += np.uint32(place * LEAVES)
+                points.append(part)
+        return joined(POINT, points)
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """A number for each key of the chunks, in the order of their first values."""
+        keys = dict.fromkeys(key for chunk in self.chunks for key in chunk.keys)
+        return {key: number for number, key in enumerate(keys)}
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """At most MAX_KEYS keys, in the order of their first values."""
+        return self._all_keys[:MAX_KEYS]
+
+    @cached_property
+    def keys_left_out(self) -> int:
+        left_out = max((chunk.keys_left_out for chunk in self.chunks), default=0)
+        return left_out + max(0, len(self._all_keys) - MAX_KEYS)
+
+    @cached_property
+    def _all_keys(self) -> list[str]:
+        keys = dict.fromkeys(self.numbers)
+        for line in self.rest:
+            keys.update(dict.fromkeys(line.values))
+        return list(keys)
 
 
 NOTHING = Indexed((), (), Position(), "none")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from control_plane.reading.series.chunk import LEAF, LEAVES, MAX_KEYS, POINT, Chunk
+from control_plane.reading.series.chunk import LEAF, LEAVES
 from control_plane.reading.series.index import Indexed
 from control_plane.reading.series.lines import Line, read_lines
 from control_plane.reading.series.stats import STATS, Array, combined, joined, of_values
@@ -82,9 +82,8 @@ def series_of(
         max_points: at most so many buckets a key.
         within: leaves out other steps.
     """
-    keys, left_out = _keys(indexed)
-    selected = keys if wanted is None else list(dict.fromkeys(wanted))
-    leaves = joined(LEAF, [chunk.leaves for chunk in indexed.chunks])
+    selected = indexed.keys if wanted is None else list(dict.fromkeys(wanted))
+    leaves = indexed.leaves
     overlaps = (leaves["step"] >= within.first) & (leaves["first_step"] <= within.last)
     is_whole = (leaves["first_step"] >= within.first) & (leaves["step"] <= within.last)
     few = leaves["lines"][overlaps].sum() <= LINES_A_BUCKET * max_points
@@ -94,12 +93,12 @@ def series_of(
         for leaf, line in [*_lines(path, leaves, by_line), *_numbered(indexed.rest, len(leaves))]
         if within.first <= line.step <= within.last
     ]
-    parts = _Parts(indexed.chunks, leaves, is_whole & ~by_line, lines)
+    parts = _Parts(indexed, is_whole & ~by_line, lines)
     steps = [*leaves["step"][-1:].tolist(), *(line.step for line in indexed.rest[-1:])]
     return Answer(
         {key: bucketed(parts.of(key), max_points) for key in selected},
-        keys,
-        left_out,
+        indexed.keys,
+        indexed.keys_left_out,
         steps[-1] if steps else None,
         parts.non_finite(),
     )
@@ -114,9 +113,9 @@ def extreme_leaves(
     the highest value of `key` are chosen, and likewise of the points of `rare_key`; so is the first
     leaf of all.
     """
-    leaves = joined(LEAF, [chunk.leaves for chunk in indexed.chunks])
+    leaves = indexed.leaves
     used = leaves["step"] >= first_step
-    parts = _Parts(indexed.chunks, leaves, used, [])
+    parts = _Parts(indexed, used, [])
     chosen = set(np.flatnonzero(used)[:1].tolist())
     for found in (parts.of(key), parts.of(rare_key)):
         has_value = found[found["count"] > 0]
@@ -150,25 +149,12 @@ class _Parts:
     """The parts of each key in a range: leaves of the index, its points, and single lines."""
 
     def __init__(
-        self,
-        chunks: Sequence[Chunk],
-        leaves: Array,
-        used: NDArray[np.bool_],
-        lines: Sequence[tuple[int, Line]],
+        self, indexed: Indexed, used: NDArray[np.bool_], lines: Sequence[tuple[int, Line]]
     ) -> None:
         """Of the leaves, only the `used` ones count. Each line comes with the leaf it lies in."""
-        self._chunks, self._leaves, self._used = chunks, leaves, used
-        self._numbers: dict[str, int] = {}  # of the keys in `_points`
-        points = []
-        for number, chunk in enumerate(chunks):
-            if len(chunk.points):
-                part = chunk.points.copy()
-                numbers = [self._numbers.setdefault(k, len(self._numbers)) for k in chunk.keys]
-                part["key"] = np.array(numbers, np.uint32)[part["key"]]
-                part["leaf"] += np.uint32(number * LEAVES)
-                points.append(part)
-        all_points = joined(POINT, points)
-        self._points = all_points[used[all_points["leaf"]]]
+        self._chunks, self._leaves, self._used = indexed.chunks, indexed.leaves, used
+        self._numbers = indexed.numbers
+        self._points = indexed.points[used[indexed.points["leaf"]]]
         self._values = [line.values for _, line in lines]
         self._lines = np.zeros(len(lines), BUCKET)
         self._lines["order"] = [leaf for leaf, _ in lines]
@@ -221,15 +207,6 @@ class _Parts:
         at = [index for index, values in enumerate(self._values) if key in values]
         numbers = np.array([self._values[index][key] for index in at], np.float64)
         return _with_stats(self._lines[at], of_values(numbers))
-
-
-def _keys(indexed: Indexed) -> tuple[list[str], int]:
-    """Returns every key in the order of its first value, and how many are left out."""
-    keys = dict.fromkeys(key for chunk in indexed.chunks for key in chunk.keys)
-    for line in indexed.rest:
-        keys.update(dict.fromkeys(line.values))
-    left_out = max((chunk.keys_left_out for chunk in indexed.chunks), default=0)
-    return list(keys)[:MAX_KEYS], left_out + max(0, len(keys) - MAX_KEYS)
 
 
 def _lines(path: Path, leaves: Array, wanted: NDArray[np.bool_]) -> list[tuple[int, Line]]:
