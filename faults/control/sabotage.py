@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 from faults.replacing import put
@@ -119,8 +118,6 @@ def _migrations_commit_each_statement(program: str) -> None:
         import sqlalchemy as sa
         from alembic import command
 
-        from control_plane.runs import store
-
         upgrade = command.upgrade
 
         def in_pieces(config: Any, revision: str) -> None:
@@ -135,7 +132,7 @@ def _migrations_commit_each_statement(program: str) -> None:
 
             upgrade(config, revision)
 
-        put(store, "command", SimpleNamespace(upgrade=in_pieces))
+        put(command, "upgrade", in_pieces)
 
 
 def _last_event_ids_are_ignored(program: str) -> None:
