@@ -149,7 +149,7 @@ def test_a_scrape_with_the_token_that_only_reads(scraped):
 def test_a_loop_that_fails_lets_its_age_grow(scraped):
     scrape, plane, _ = scraped
     plane.readiness._succeeded_at -= 500
-    plane.reconciler.tick = lambda: 1 / 0
+    plane.runs.at_rest = lambda: 1 / 0
     plane.readiness.looked("it failed")
     assert scrape()["last_look_age_seconds", ()] >= 499
 
