@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from control_plane.teachers.secrets import require_secrets_known
+from pydantic import BaseModel
+
+from control_plane.teachers.secrets import require_files_known, require_secrets_known
 from control_plane.trainers.devices import Devices
 from lectern_common.checks.check import Check
 from lectern_common.checks.documents import with_documents
@@ -17,7 +19,8 @@ from lectern_common.checks.preflight import Found, examine, require_startable
 from lectern_common.errors import InvalidSpec, Unauthenticated, Untrusted
 from lectern_common.roots import Roots
 from lectern_common.spec.run_spec import RunSpec
-from lectern_common.stages.evaluate import require_sandbox
+from lectern_common.stages.evaluate import EvaluateRequest, is_address, require_sandbox
+from lectern_common.stages.precompute import PrecomputeRequest
 from lectern_common.teacher.identity import TeacherIdentity
 from lectern_common.teacher.secrets import SecretFiles
 
@@ -89,6 +92,18 @@ class StartChecks:
             field = "tls_ca_file" if isinstance(error, Untrusted) else "token_file"
             why = f"the teacher refused access: {error}"
             raise InvalidSpec([(f"teacher.{field}", why)]) from None
+
+    def require_task_sends_known(self, request: BaseModel) -> None:
+        """Raises InvalidSpec if a task would send a secret where this process sends none."""
+        if isinstance(request, EvaluateRequest):
+            files = SecretFiles.of(request)
+            for name in (request.model, request.against):
+                if name is not None and is_address(name):
+                    require_files_known(name, files, self._teachers)
+        if isinstance(request, PrecomputeRequest) and request.spec.teacher is not None:
+            teacher = request.spec.teacher
+            files = SecretFiles.of(teacher)
+            require_files_known(teacher.address, files, self._teachers, "spec.teacher.")
 
     def _require_allowed(self, spec: RunSpec) -> None:
         """Raises LecternError if this machine lacks a device, or a client may not ask for this."""

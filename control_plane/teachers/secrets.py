@@ -46,27 +46,40 @@ def configured_teachers(addresses: list[str], files: SecretFiles) -> dict[str, S
 
 
 def require_secrets_known(teacher: TeacherSpec, configured: Mapping[str, SecretFiles]) -> None:
-    """Raises unless the spec names only the secrets that its address was configured with.
+    """Does what `require_files_known` does for the teacher of a spec."""
+    require_files_known(teacher.address, SecretFiles.of(teacher), configured, "teacher.")
+
+
+def require_files_known(
+    address: str, files: SecretFiles, configured: Mapping[str, SecretFiles], section: str = ""
+) -> None:
+    """Raises unless a request names only the secrets that its address was configured with.
 
     No file is read, so a refusal does not reveal which files exist.
+
+    Args:
+        address: of the server that would get them; several are replicas.
+        files: that the request names.
+        configured: the secrets of each server.
+        section: what stands before their names in the request.
 
     Raises:
         InvalidSpec: names each field and what to set.
     """
-    named = SecretFiles.of(teacher).named()
+    named = files.named()
     if not named:
         return
-    for address in replica_addresses(teacher.address):
-        if address not in configured:
+    for server in replica_addresses(address):
+        if server not in configured:
             options = " ".join(f"{OPTIONS[field]} {name}" for field, name in named.items())
             why = (
-                f"the control plane does not know {address}, so it sends no secret there; start it "
-                f"with --teacher {address} {options}, or leave this out"
+                f"the control plane does not know {server}, so it sends no secret there; start it "
+                f"with --teacher {server} {options}, or leave this out"
             )
-            raise InvalidSpec([(f"teacher.{field}", why) for field in named])
-        theirs = configured[address].named()
+            raise InvalidSpec([(f"{section}{field}", why) for field in named])
+        theirs = configured[server].named()
         problems = [
-            (f"teacher.{field}", _difference(address, field, theirs.get(field)))
+            (f"{section}{field}", _difference(server, field, theirs.get(field)))
             for field in OPTIONS
             if named.get(field) != theirs.get(field)
         ]

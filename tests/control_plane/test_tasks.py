@@ -165,6 +165,12 @@ AGREEMENT = {"suites": ["agreement"]}
         ("evaluations", {**SUITES, "sead": 3}, "sead"),
         ("evaluations", {**SUITES, "device": "cuda"}, "device"),
         ("evaluations", {**AGREEMENT, "against": "/root/teacher"}, "against"),
+        # A task sends a secret only where the control plane was started to send it.
+        (
+            "evaluations",
+            {**AGREEMENT, "against": "127.0.0.1:1", "token_file": "control-plane"},
+            "token_file",
+        ),
         ("evaluations", {"suites": ["code"], "code": {"sandbox": False}}, "code.sandbox"),
         ("evaluations", {"suites": ["code"], "code": {"sandbox": "no"}}, "code.sandbox"),
         ("exports", {"format": "onnx"}, "format"),
@@ -210,6 +216,10 @@ def test_a_recording_belongs_to_no_run(service, client):
     wrong = client.post("/records", json={"spec": {**taught, "seed": "x"}, "output": "answers"})
     assert wrong.status_code == 422
     assert wrong.json()["errors"][0]["field"] == "spec.seed"
+    stolen = {**taught, "teacher": {**taught["teacher"], "token_file": "control-plane"}}
+    wrong = client.post("/records", json={"spec": stolen, "output": "answers"})
+    assert wrong.status_code == 422
+    assert wrong.json()["errors"][0]["field"] == "spec.teacher.token_file"
 
 
 def test_tasks_and_runs_share_the_devices_in_one_line(service, client):

@@ -66,6 +66,7 @@ class _Asked:
         request = await asyncio.to_thread(parse_request, stage, asked)
         if isinstance(request, EvaluateRequest):
             require_harmless(request)
+        self.plane.checks.require_task_sends_known(request)
         device = getattr(request, "device", "cpu")
         if device == "cuda" and not self.plane.devices.cuda:
             why = "there is no CUDA device on this machine; set auto or cpu"
