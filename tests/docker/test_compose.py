@@ -1,6 +1,7 @@
 """docker/compose.cpu.yaml on a real Docker engine: up, train, down, up again."""
 
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from lectern_common.spec.load import parse_spec
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
-PROJECT = "lectern-test"
+PROJECT = f"lectern-test-{secrets.token_hex(4)}"  # no volume of an earlier test
 HOME = "/var/lib/lectern"
 
 
