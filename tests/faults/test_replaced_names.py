@@ -187,5 +187,5 @@ def test_names_that_are_there_are_found() -> None:
         Thing("control_plane.trainers.launching.local", "LocalLauncher").problem_of("start") == ""
     )
     assert Thing("control_plane.runs.commands", "RunCommands").problem_of("claim") == ""
-    assert Thing("control_plane.trainers").problem_of("launcher") == ""
+    assert Thing("control_plane.trainers").problem_of("reconciler") == ""
     assert Thing("control_plane.trainers.launching.local").problem_of("TRAINER_ARGV") == ""
