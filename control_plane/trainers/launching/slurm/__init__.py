@@ -1,0 +1,1 @@
+"""The backend of a site's Slurm: runs are its jobs."""
