@@ -27,9 +27,9 @@ from control_plane.runs.commands import MAX_QUEUED
 from control_plane.runs.keeping.backups import EVERY_HOURS, KEPT
 from control_plane.teachers.secrets import configured_teachers
 from control_plane.trainers.devices import DEFAULT_MAX_RUNNING, Devices, Waiting, cuda_devices
+from control_plane.trainers.launching.choice import add_launcher_options, launcher_from
 from control_plane.trainers.launching.fork_server import FORK_SERVER_ARGV, ForkServer
-from control_plane.trainers.launching.local import LocalLauncher
-from control_plane.trainers.launching.processes import TRAINER_ARGV, LocalProcesses
+from control_plane.trainers.launching.processes import TRAINER_ARGV
 from control_plane.trainers.overdue import WAITING_MINUTES
 from control_plane.trainers.reconciler import STOP_GRACE_SECONDS
 from lectern_common.callers import require_known_callers
@@ -123,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--teacher-tls-key", metavar="NAME", help="all four lie under the secrets root")
     _add_access(add)
     _add_alerts(add)
+    add_launcher_options(add)
     add(
         "--on-exit",
         choices=["leave", "stop"],
@@ -224,10 +225,13 @@ def _serve(
         devices = _devices(options)
         if fork_server_argv is None and trainer_argv == TRAINER_ARGV:
             fork_server_argv = FORK_SERVER_ARGV
-        fork_server = None
-        if options.fork_server and fork_server_argv is not None:
-            fork_server = ForkServer(devices.threads(Waiting("", "auto")), fork_server_argv)
-        launcher = LocalLauncher(LocalProcesses(trainer_argv, roots.environment(), fork_server))
+        forks_by = fork_server_argv if options.fork_server else None
+
+        def fork_server() -> ForkServer | None:
+            threads = devices.threads(Waiting("", "auto"))
+            return None if forks_by is None else ForkServer(threads, forks_by)
+
+        launcher = launcher_from(options, trainer_argv, roots.environment(), fork_server)
         plane = open_plane(
             roots,
             devices=devices,

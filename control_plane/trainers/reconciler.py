@@ -378,14 +378,15 @@ class Reconciler:
 
     def _start_queued(self) -> None:
         queued = self._runs.in_line()
+        asked: dict[str, int] = {}  # CPU threads of each process
         for run in queued:
             try:
-                _ = run.device
+                asked[run.id] = run.device.threads or 1
             except InvalidSpec as error:
                 self._refuse_damaged(run.id, error)
         if self._launcher.has_own_queue:  # it places them; they are handed on in their order
-            for run in queued:
-                claimed = self._commands.claim(run.id, ())
+            for run_id, threads in asked.items():
+                claimed = self._commands.claim(run_id, (), threads)
                 if claimed is not None:
                     self._launch(claimed)
             return

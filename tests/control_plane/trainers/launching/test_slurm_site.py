@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -43,7 +44,7 @@ def backend_of(site: Cluster, folder: Path) -> Backend:
     return Backend(lambda: launcher_of(site), new_folder, processes_of)
 
 
-def launcher_of(site: Cluster, **options: str) -> SlurmLauncher:
+def launcher_of(site: Cluster, **options: Any) -> SlurmLauncher:
     return SlurmLauncher(STAND_IN, options=SlurmOptions(**options), env=site.environment)
 
 
