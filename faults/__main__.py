@@ -3,11 +3,11 @@
     make faults                          the whole table; exit status 1 on any miss
     make faults ARGS='T5 T6 --json'      some rows, as JSON
     make faults ARGS='S'                 the trainer's rows; O: rollouts, R: records, C: control,
-                                         T: teacher
+                                         T: teacher, L: launchers
     make faults ARGS='--sabotage T5'     T5 without its protection: it must fail
 
-Prints one line per row: id, survived/tries, figure. Time limits are judged here, never in the
-tests.
+Prints one line per row: id, survived/tries, figure; or why it cannot be tried here. Time limits
+are judged here, never in the tests.
 """
 
 import argparse
@@ -55,9 +55,12 @@ def main(argv: list[str] | None = None, table: Mapping[str, Row] = ROWS) -> int:
     if options.json:
         json.dump([result.as_json() for result in results], sys.stdout, indent=2)
         print()
-    missed = [result.row.id for result in results if not result.passed]
-    if options.sabotage and any(result.broke for result in results):
-        print("the check itself broke, which says nothing about the protection", file=sys.stderr)
+    missed = [result.row.id for result in results if not result.passed and result.skipped is None]
+    if options.sabotage and any(result.broke or result.skipped for result in results):
+        print(
+            "the check itself broke, or was skipped, which says nothing about the protection",
+            file=sys.stderr,
+        )
         return 2
     if missed:
         print(f"missed: {', '.join(missed)}", file=sys.stderr)

@@ -69,12 +69,14 @@ class Row:
         title: the fault.
         protection: what protects against the fault; `--sabotage` switches it off.
         check: tries the fault on real processes and returns the counts.
+        why_not: says why it cannot be tried on this machine; None if it can.
     """
 
     id: str
     title: str
     protection: str
     check: Callable[["Stage"], Tally]
+    why_not: Callable[[], str | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Result:
     seconds: float
     attempts: int = 1
     broke: bool = False  # the check itself failed, which says nothing about the fault
+    skipped: str | None = None  # why it was not tried
 
     @property
     def passed(self) -> bool:
@@ -93,6 +96,8 @@ class Result:
 
     def line(self) -> str:
         """Returns it as one line: id, tries, survived, figure; misses below it."""
+        if self.skipped is not None:
+            return f"{self.row.id:<4} skip {'':>13}  {self.row.title}: {self.skipped}"
         verdict = "ok  " if self.passed else "MISS"
         what = self.tally.figure if self.passed else self.row.title
         counts = f"{self.tally.survived}/{self.tally.tries}"
@@ -116,5 +121,6 @@ class Result:
             "misses": [*self.tally.misses, *self.tally.late],
             "attempts": self.attempts,
             "broke": self.broke,
+            "skipped": self.skipped,
             "seconds": round(self.seconds, 1),
         }

@@ -42,6 +42,9 @@ def run_rows(
         planes = ForkServer(Path(scratch) / "planes", environment(), ROOT, modules=MODULES)
         stack.callback(planes.close)
         for row in rows:
+            if (why := row.why_not()) is not None:
+                yield Result(row, Tally(), 0.0, skipped=why)
+                continue
             for attempt in range(1, ATTEMPTS + 1):
                 folder = Path(scratch) / f"{row.id}-{attempt}"
                 folder.mkdir()

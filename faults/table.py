@@ -1,6 +1,7 @@
 """The table of all rows of `make faults`, in order."""
 
 from faults.control.rows import CONTROL_ROWS
+from faults.launchers.rows import LAUNCHER_ROWS
 from faults.record.rows import RECORD_ROWS
 from faults.rollouts.rows import ROLLOUT_ROWS
 from faults.row import Row
@@ -191,11 +192,11 @@ _ALL = [
         scoring.other_company,
     ),
 ]
-_SIDES = "SORCT"  # trainers, rollouts, records, control planes, teachers
+_SIDES = "SORCTL"  # trainers, rollouts, records, control planes, teachers, launchers
 ROWS = {
     row.id: row
     for row in sorted(
-        [*_ALL, *ROLLOUT_ROWS, *RECORD_ROWS, *CONTROL_ROWS],
+        [*_ALL, *ROLLOUT_ROWS, *RECORD_ROWS, *CONTROL_ROWS, *LAUNCHER_ROWS],
         key=lambda row: (_SIDES.index(row.id[0]), int(row.id[1:])),
     )
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from control_plane.runs.record import Run
+from control_plane.runs.record import ACTIVE, Job, Run
 from control_plane.views.runs import HistoryView, RunDetail, RunView
 from lectern_common.errors import InvalidSpec
 from lectern_common.run.status import RunState
@@ -31,6 +31,12 @@ def run_detail(run: Run, now: float, history: list[HistoryView], folder: str) ->
     return RunDetail(**_run_fields(run, now), spec=spec, history=history, folder=folder)
 
 
+def waiting_message(job: Job) -> str | None:
+    """Returns what a job waits for: in the queue, or at the backend that has accepted it."""
+    waits = job.state is RunState.QUEUED or job.state in ACTIVE
+    return job.waits_for if waits else None
+
+
 def _run_fields(run: Run, now: float) -> dict[str, Any]:
     status = run.last_status
     of_spec = _spec_fields(run)
@@ -42,7 +48,7 @@ def _run_fields(run: Run, now: float) -> dict[str, Any]:
         "stop_at": None if run.stop_at is None else str(run.stop_at),
         "forked_from": None if run.forked_from is None else asdict(run.forked_from),
         "reason": run.reason,
-        "message": (run.waits_for if run.state is RunState.QUEUED else None) or run.message,
+        "message": waiting_message(run) or run.message,
         "since": run.since,
         "created_at": run.created_at,
         "seq": run.seq,

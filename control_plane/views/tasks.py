@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from control_plane.runs.record import Wanted
 from control_plane.tasks.record import Task
+from control_plane.views.run_fields import waiting_message
 from control_plane.views.view import View
 from lectern_common.run.status import RunState
 
@@ -111,7 +112,7 @@ def task_fields(task: Task, now: float) -> dict[str, Any]:
         "wanted": task.wanted,
         "since": task.since,
         "reason": task.reason,
-        "message": (task.waits_for if task.state is RunState.QUEUED else None) or task.message,
+        "message": waiting_message(task) or task.message,
         "field": status.field if status and task.state is RunState.FAILED else None,
         "attempt": task.attempt,
         "restarts": task.restarts,

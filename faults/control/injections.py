@@ -1,8 +1,9 @@
 """Faults of a control plane, injected into the process before it starts.
 
 die-at=POINT:NUMBER     kills itself the NUMBERth time that it has `claimed` a run, `spawned` a
-                        trainer, `forked` one, or `told` a forked one what it is, or is about to
-                        execute a `statement` of a migration
+                        trainer, `forked` one, or `told` a forked one what it is, has a Slurm job in
+                        the act of `submitting`, or has `submitted` it, or is about to execute a
+                        `statement` of a migration
 clock=FILE              the time of day, and the time of the boot, are off by the seconds that the
                         file holds; for trainers too
 database=FILE           the database is what the file says: `read-only`, or `full`
@@ -14,6 +15,7 @@ blind=FILE              while the file exists, no process can be looked at
 import contextlib
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,8 +68,32 @@ def _die_at(value: str) -> None:
                 reached()
 
         put(Forked, "become", becomes)
+    elif point in ("submitting", "submitted"):
+        _at_a_submit(point, reached)
     else:
         _before_each_statement_of_a_migration(reached)
+
+
+def _at_a_submit(point: str, reached: Callable[[], None]) -> None:
+    from control_plane.trainers.launching.slurm.commands import Slurm
+
+    run = Slurm._run
+
+    def runs(self: Slurm, argv: list[str], *arguments: Any) -> Any:
+        if argv[0] != "sbatch":
+            return run(self, argv, *arguments)
+        if point == "submitting":  # sbatch goes on without the one that started it
+            script, environment = arguments
+            child = subprocess.Popen(argv, stdin=subprocess.PIPE, env=environment)
+            if child.stdin is not None:
+                child.stdin.write(script.encode())
+                child.stdin.close()
+            reached()
+        done = run(self, argv, *arguments)
+        reached()
+        return done
+
+    put(Slurm, "_run", runs)
 
 
 def _before_each_statement_of_a_migration(reached: Callable[[], None]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from faults.control import sabotage as control_sabotage
+from faults.launchers import sabotage as launcher_sabotage
 from faults.record import sabotage as record_sabotage
 from faults.replacing import put
 from faults.rollouts import sabotage as rollout_sabotage
@@ -346,4 +347,5 @@ ROWS: dict[str, Callable[[str], None]] = {
     **record_sabotage.ROWS,
     **rollout_sabotage.ROWS,
     **control_sabotage.ROWS,
+    **launcher_sabotage.ROWS,
 }

@@ -72,6 +72,17 @@ def test_one_miss_exits_1_and_names_what_was_missed(capsys: pytest.CaptureFixtur
     assert "missed: X2" in errors
 
 
+def test_a_row_that_cannot_be_tried_here_says_why_and_is_no_miss(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = {"X1": Row("X1", "something happens", "its protection", missed, lambda: "no such peer")}
+    assert main([], table) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.split()[:2] == ["X1", "skip"]
+    assert line.endswith("something happens: no such peer")
+    assert main(["--sabotage", "X1"], table) == 2
+
+
 def test_only_the_named_rows_are_tried(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["X1"], {**row(survived), **row(missed, "X2")}) == 0
     assert "X2" not in capsys.readouterr().out
@@ -120,6 +131,7 @@ def test_json_has_one_object_per_row(capsys: pytest.CaptureFixture[str]) -> None
         "misses": [],
         "attempts": 1,
         "broke": False,
+        "skipped": None,
     }
     assert (second["id"], second["passed"]) == ("X2", False)
     assert second["misses"] == ["the second one died"]
@@ -191,7 +203,7 @@ def test_invalid_arguments_are_refused(
 
 
 def test_rows_are_in_order_and_each_has_its_own_sabotage() -> None:
-    last = {"S": 14, "O": 8, "R": 7, "C": 28, "T": 22}
+    last = {"S": 14, "O": 8, "R": 7, "C": 28, "T": 22, "L": 2}
     numbers = {side: range(1, number + 1) for side, number in last.items()}
     ids = [f"{side}{number}" for side, each in numbers.items() for number in each]
     assert list(ROWS) == ids

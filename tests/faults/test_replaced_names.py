@@ -14,7 +14,12 @@ FILES = [
     f"faults/{side}/{name}.py"
     for side in ("control", "rollouts", "teacher", "trainer")
     for name in ("injections", "sabotage")
-] + ["faults/control/stand_in.py", "faults/launcher.py", "faults/record/sabotage.py"]
+] + [
+    "faults/control/stand_in.py",
+    "faults/launcher.py",
+    "faults/record/sabotage.py",
+    "faults/launchers/sabotage.py",
+]
 OURS = [
     "control_plane",
     "faults",

@@ -9,9 +9,9 @@ import safetensors.numpy
 
 from control_plane.trainers.launching.seam import Needs, Sight
 from control_plane.trainers.launching.slurm.launcher import SlurmLauncher
+from faults.launchers.cluster import Cluster, cluster, why_no_slurm
 from lectern_common.run.status import ATTEMPT_VARIABLE, RunState
 from tests.support.servers import wait_for
-from tests.support.slurm import Cluster, cluster, why_no_slurm
 from tests.support.training.runs import Home, compared, status_of, trained
 
 pytestmark = [

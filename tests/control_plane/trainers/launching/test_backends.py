@@ -11,6 +11,7 @@ from control_plane.runs.store import DATABASE_NAME
 from control_plane.trainers.launching.local import LocalLauncher
 from control_plane.trainers.launching.seam import BackendDown, LaunchRefused, Seen, Sight
 from control_plane.trainers.reconciler import STOP_GRACE_SECONDS
+from control_plane.views.run_fields import run_view
 from lectern_common.run.processes import Handle, Identity
 from lectern_common.run.status import RunState
 from tests.control_plane.runs.test_store import MIGRATIONS
@@ -109,6 +110,7 @@ def test_a_run_that_waits_at_its_backend_says_why_and_is_not_stalled(bench, site
         bench.tick(3600)
     waiting = bench.runs.get(run.id)
     assert (waiting.state, waiting.waits_for) == (RunState.STARTING, "Resources")
+    assert run_view(waiting, 0.0).message == "Resources"
     assert waiting.stalled_since is None
     site.waits = ""
     bench.processes.last().say("running", step=1)

@@ -10,13 +10,13 @@ import pytest
 from control_plane.trainers.launching.seam import BackendDown, Handle, LaunchRefused, Needs, Sight
 from control_plane.trainers.launching.slurm.launcher import SlurmLauncher
 from control_plane.trainers.launching.slurm.script import SlurmOptions
+from faults.launchers.cluster import Cluster, cluster, why_no_slurm
 from lectern_common.json_lines import read_json_lines
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import ATTEMPT_VARIABLE, RunState
 from tests.control_plane.conftest import STAND_IN, spec
 from tests.control_plane.trainers.launching.contract import *  # noqa: F403
 from tests.control_plane.trainers.launching.contract import Backend
-from tests.support.slurm import Cluster, cluster, why_no_slurm
 
 pytestmark = [
     pytest.mark.slurm,

@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes on this machine, for tests: its own daemons, ports, key and folders.
+"""A real Slurm of two nodes on this machine, with daemons, ports, key and folders of its own.
 
 It runs as root without systemd. Nothing of it is kept, and every daemon is ended by its pid.
 """

@@ -1,0 +1,1 @@
+"""Faults of backends that start trainers elsewhere, tried on real schedulers."""
