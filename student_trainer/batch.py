@@ -25,12 +25,15 @@ class Batch:
     `lengths_B` is given if rows may end with padding: how many inputs of each are tokens. No label
     of padding counts. With `position_ids_BS`, padding is a document by itself. A row of 0 is only
     there to have as many rows as another rank.
+
+    `sources_B` says which source each row is of, if the run mixes several.
     """
 
     inputs_BS: npt.NDArray[np.int64]
     labels_BS: npt.NDArray[np.int64]
     position_ids_BS: npt.NDArray[np.int64] | None = None
     lengths_B: npt.NDArray[np.int64] | None = None
+    sources_B: npt.NDArray[np.int64] | None = None
 
     @property
     def valid_BS(self) -> npt.NDArray[np.bool_]:
@@ -52,12 +55,13 @@ class Batch:
 
     def rows(self, chosen: "slice | npt.NDArray[np.int64]") -> "Batch":
         """Returns some of the rows, by a slice or by their indices."""
-        positions_BS, lengths_B = self.position_ids_BS, self.lengths_B
+        positions_BS, lengths_B, sources_B = self.position_ids_BS, self.lengths_B, self.sources_B
         return Batch(
             self.inputs_BS[chosen],
             self.labels_BS[chosen],
             None if positions_BS is None else positions_BS[chosen],
             None if lengths_B is None else lengths_B[chosen],
+            None if sources_B is None else sources_B[chosen],
         )
 
     def sequences(self) -> Iterator[tuple[Tokens, npt.NDArray[np.bool_]]]:

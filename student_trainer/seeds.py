@@ -31,6 +31,11 @@ class Key(Enum):
     """Which rows of a step the student writes: (seed, step)."""
     PROMPT_ORDER = 8
     """The order of an epoch's prompts: (seed, epoch)."""
+    # 9 is kept for texts of one's own.
+    SOURCES = 10
+    """Of which source the rows of a block of steps are: (seed, block)."""
+    SOURCE_ORDER = 11
+    """The order of a source's rows in one of its epochs: (seed, source, epoch)."""
 
 
 def raw_bits(key: Key, numbers: tuple[int, ...], count: int) -> npt.NDArray[np.uint64]:

@@ -108,6 +108,9 @@ class StartChecks:
     def _require_allowed(self, spec: RunSpec) -> None:
         """Raises LecternError if this machine lacks a device, or a client may not ask for this."""
         self._devices.require_has(spec)
+        if spec.teachers is not None:
+            why = "a control plane takes no runs of several teachers yet; use `lectern train`"
+            raise InvalidSpec([("teachers", why)])
         if spec.teacher is not None:
             require_secrets_known(spec.teacher, self._teachers)
         if spec.evaluation.code is not None:

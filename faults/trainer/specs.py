@@ -28,11 +28,15 @@ _STOPPED_AT = 15
 _REFUSAL = "a resume may not change it"
 _SHARDS = {"data.kind": "shards", "data.path": "text"}
 
+_TEACHERS = {"big": {"record": "other"}}
+_SOURCES = {"data.kind": "shards", "data.sources": [{"path": "text", "teacher": "big"}]}
+
 # Field: another value, and whatever else that value needs.
 _REFUSED: dict[str, dict[str, Any]] = {
     "name": {"name": "other"},
     "seed": {"seed": 1},
     "teacher.record": {"teacher": {"record": "other"}, **_SHARDS},
+    "teachers": {"teachers": _TEACHERS, "teacher": None, **_SOURCES},
     "teacher.model": {"teacher.model": "other"},
     "teacher.representation": {"teacher.representation": "dense"},
     "teacher.top_k": {"teacher.representation": "top_k", "teacher.top_k": 8},
@@ -48,6 +52,7 @@ _REFUSED: dict[str, dict[str, Any]] = {
     "student.dtype": {"student.dtype": "bfloat16"},
     "data.kind": _SHARDS,
     "data.path": _SHARDS,
+    "data.sources": {"teachers": _TEACHERS, "teacher": None, **_SOURCES},
     "data.seq_len": {"data.seq_len": 16},
     "data.validation_fraction": {"data.validation_fraction": 0.5},
     "data.validation_path": {

@@ -39,8 +39,15 @@ def dry_run(spec: RunSpec, roots: Roots, *, resume: bool, as_json: bool) -> None
     folder = RunFolder(roots.runs / spec.name)
     taught_by = folder.read_teacher() if resume else None
     packs_chats = not resume or folder.packs_chats
-    examined, found = examine(spec, roots, taught_by=taught_by, packs_chats=packs_chats)
-    fits = any(c.subject == "teacher" and c.outcome is Outcome.PASS for c in examined)
+    examined, found = examine(
+        spec,
+        roots,
+        taught_by=taught_by,
+        packs_chats=packs_chats,
+        teachers=folder.read_teachers() if resume else None,
+    )
+    of_teachers = [check.outcome for check in examined if check.subject == "teacher"]
+    fits = bool(of_teachers) and all(outcome is Outcome.PASS for outcome in of_teachers)
     looked = look_with_torch(spec, roots, asks_teacher=fits)
     checks += [*examined, *map(Check.of_json, looked["checks"])]
     made = folder.newest_step if resume else None
@@ -67,6 +74,7 @@ def dry_run(spec: RunSpec, roots: Roots, *, resume: bool, as_json: bool) -> None
         figures = list(_lines(spec, found, estimate, looked, free_disk))
         if found.counts is not None:
             figures += _count_lines(found.counts)
+        figures += _source_lines(spec, found)
         print("\n".join(table(figures)))
     if failed and failed[0].error is not None:
         if not as_json:
@@ -104,6 +112,21 @@ def look_with_torch(
     else:
         return found
     return {"checks": [Check.failed("device", Misconfigured(problem)).as_json()]}
+
+
+def _source_lines(spec: RunSpec, found: Found) -> Iterator[tuple[str, str, str]]:
+    """Yields what each of several sources holds, and how often its rows are seen."""
+    sources = spec.data.sources or []
+    total = sum(source.weight for source in sources)
+    for index, source in enumerate(sources):
+        rows = found.sources[source.label].rows if source.label in found.sources else None
+        taught = "cross entropy only" if source.teacher is None else f"taught by {source.teacher}"
+        words = f"of the rows are of {source.label}, {taught}"
+        if rows is not None:
+            seen = spec.schedule.steps * spec.batch.sequences_per_step * source.weight / total
+            epochs = f"{seen / rows.training:.2f} epochs over {counted(rows.training, 'row')}"
+            words = f"{words}: {epochs}"
+        yield "" if index else "sources", f"{source.weight / total:.1%}", words
 
 
 def _count_lines(counts: DataCounts) -> Iterator[tuple[str, str, str]]:
@@ -230,6 +253,9 @@ def _time_lines(
     unknown = "the student's speed is unknown before the first step"
     if not spec.asks_server:
         yield "time", "?", unknown
+    elif spec.teachers is not None:
+        asked = f"asked about {estimate.teacher_tokens:,} tokens"
+        yield "time", "?", f"not estimated for several teachers, {asked}"
     elif estimate.teacher_hours is None or found.teacher is None:
         yield "time", "?", "the teacher's speed is unknown"
     else:

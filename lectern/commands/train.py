@@ -66,12 +66,16 @@ def _train(spec: "RunSpec", roots: "Roots", *, resume: bool, as_json: bool, agai
         roots,
         taught_by=folder.read_teacher() if resume else None,
         packs_chats=not resume or folder.packs_chats,
+        teachers=folder.read_teachers() if resume else None,
     )
     if resume:
         folder.write_spec(spec)
     else:
-        folder = RunFolder.create(roots.runs, spec.name, spec, found.identity)
+        folder = RunFolder.create(roots.runs, spec.name, spec, found.identity, found.accepted)
     console.note(f"run folder {folder.path}")
+    for label, own in found.sources.items():
+        if own.counts is not None:
+            console.note(f"source {label}: {own.counts}")
     if found.counts is not None and (found.counts.of == "chat" or found.counts.unknown):
         console.note(str(found.counts))
     if as_json:

@@ -5,8 +5,8 @@ A run that cannot work is refused with one sentence and leaves nothing behind.
 """
 
 import importlib.util
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lectern_common.checks.beginnings import beginnings_check
@@ -26,10 +26,16 @@ from lectern_common.checks.needs.rollouts import (
 )
 from lectern_common.checks.record import open_record, require_no_record, require_record_fits
 from lectern_common.checks.row_counts import DatasetRows
-from lectern_common.checks.rules import require_one_tokenizer, require_step, why_no_dataset
+from lectern_common.checks.rules import (
+    require_its_tokenizer,
+    require_one_tokenizer,
+    require_step,
+    why_no_dataset,
+)
 from lectern_common.checks.student import UNKNOWN_STUDENT, student_facts, unread_vocabulary
-from lectern_common.errors import InvalidSpec, LecternError, NotFound
+from lectern_common.errors import InvalidSpec, LecternError, NotFound, WrongModel
 from lectern_common.roots import Roots, resolve_under
+from lectern_common.spec.data import of_its_source
 from lectern_common.spec.run_spec import LABELS, RunSpec
 from lectern_common.spec.sections import TeacherSpec
 from lectern_common.teacher.identity import TeacherIdentity, require_same_teacher
@@ -67,6 +73,11 @@ class Found:
         teacher: its own description, even if it does not fit; of one of several servers.
         taught_by: set by the caller: which model the teacher must be.
         packs_chats: set by the caller: False if chats are read as text.
+        sources: what was found of each of several sources, by name; of the rest only `student`,
+            `manifest` (of the first) and `prompts` are then known.
+        teachers: set by the caller: which models several teachers must be, by name.
+        needs_a_step: set for a source: whether it alone must have enough rows for a step.
+        accepted: the teachers that a run of several sources is accepted with, by name.
     """
 
     manifest: ShardManifest | None = None
@@ -77,6 +88,10 @@ class Found:
     teacher: teacher_pb2.Model | None = None
     taught_by: TeacherIdentity | None = None
     packs_chats: bool = True
+    sources: "dict[str, Found]" = field(default_factory=dict)
+    teachers: Mapping[str, TeacherIdentity] = field(default_factory=dict)
+    needs_a_step: bool = True
+    accepted: dict[str, TeacherIdentity] = field(default_factory=dict)
 
     @property
     def identity(self) -> TeacherIdentity | None:
@@ -91,6 +106,7 @@ def examine(
     taught_by: TeacherIdentity | None = None,
     *,
     packs_chats: bool = True,
+    teachers: Mapping[str, TeacherIdentity] | None = None,
 ) -> tuple[list[Check], Found]:
     """Returns every check, in the order in which the run would meet them, and what they found.
 
@@ -98,8 +114,9 @@ def examine(
         timeout_seconds: longest wait for an answer of the teacher at `spec.teacher.address`.
         taught_by: the teacher that an earlier accepted run must still have.
         packs_chats: of the run to resume, see RunFolder; a new run does.
+        teachers: the same as taught_by of a run of several teachers, by name.
     """
-    found = Found(taught_by=taught_by, packs_chats=packs_chats)
+    found = Found(taught_by=taught_by, packs_chats=packs_chats, teachers=teachers or {})
     return list(_checks(spec, roots, timeout_seconds, found)), found
 
 
@@ -131,9 +148,14 @@ def startable(
     taught_by: TeacherIdentity | None = None,
     *,
     packs_chats: bool = True,
+    teachers: Mapping[str, TeacherIdentity] | None = None,
 ) -> Found:
-    """Returns what the checks found. Arguments and errors are those of require_startable."""
-    found = Found(taught_by=taught_by, packs_chats=packs_chats)
+    """Returns what the checks found. Arguments and errors are those of `examine`.
+
+    Raises:
+        LecternError: the error of the first failed check.
+    """
+    found = Found(taught_by=taught_by, packs_chats=packs_chats, teachers=teachers or {})
     for check in _checks(spec, roots, timeout_seconds, found):
         if check.error is not None:
             raise check.error
@@ -151,6 +173,11 @@ def require_data(spec: RunSpec, roots: Roots, *, packs_chats: bool = True) -> No
     Raises:
         LecternError: the error of the first failed check.
     """
+    if spec.data.sources is not None:
+        for index, one in enumerate(spec.by_source()):
+            with of_its_source(spec, index):
+                require_data(one, roots, packs_chats=packs_chats)
+        return
     spec, found = with_documents(spec, roots), Found(packs_chats=packs_chats)
     found.student, _ = _student(spec, roots)
     for check in () if spec.data.path is None else _data(spec, roots, spec.data.path, found):
@@ -161,7 +188,61 @@ def require_data(spec: RunSpec, roots: Roots, *, packs_chats: bool = True) -> No
             require_intact(folder)
 
 
+# Checks that are the same whatever the source, reported once.
+_OF_THE_RUN = ("student", "prompts", "packages")
+
+
+def _checks_of_sources(
+    spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found
+) -> Iterator[Check]:
+    """Yields the checks of the run that each source alone would be; names the source."""
+    for index, (source, one) in enumerate(
+        zip(spec.data.sources or (), spec.by_source(), strict=True)
+    ):
+        own = Found(packs_chats=found.packs_chats, needs_a_step=False)
+        own.taught_by = found.teachers.get(source.teacher or "")
+        for check in _checks(one, roots, timeout_seconds, own):
+            if index and check.subject in _OF_THE_RUN:
+                continue
+            yield check if check.subject in _OF_THE_RUN else _of_source(check, spec, index)
+        found.sources[source.label] = own
+        if not index:
+            found.student, found.manifest = own.student, own.manifest
+        if own.manifest is not None and found.manifest is not None:
+            yield from _one_tokenizer(spec, index, found.manifest, own.manifest)
+        if own.identity is not None and source.teacher is not None:
+            before = found.accepted.setdefault(source.teacher, own.identity)
+            if before.fingerprint != own.identity.fingerprint:
+                why = f"the teacher {source.teacher} became another model meanwhile; try again"
+                yield Check.failed("teacher", WrongModel(why))
+
+
+def _one_tokenizer(
+    spec: RunSpec, index: int, first: ShardManifest, own: ShardManifest
+) -> Iterator[Check]:
+    try:
+        with of_its_source(spec, index):
+            require_its_tokenizer(first, own)
+    except LecternError as error:
+        yield Check.failed("tokenizer", error)
+
+
+def _of_source(check: Check, spec: RunSpec, index: int) -> Check:
+    """Returns a check of one source with the source named."""
+    if check.error is None:
+        label = (spec.data.sources or [])[index].label
+        return replace(check, message=f"source {label}: {check.message}")
+    try:
+        with of_its_source(spec, index):
+            raise check.error
+    except LecternError as error:
+        return replace(check, message=str(error), error=error)
+
+
 def _checks(spec: RunSpec, roots: Roots, timeout_seconds: float, found: Found) -> Iterator[Check]:
+    if spec.data.sources is not None:
+        yield from _checks_of_sources(spec, roots, timeout_seconds, found)
+        return
     spec = with_documents(spec, roots)
     # First, because the data is searched for ids that the student lacks.
     found.student, of_student = _student(spec, roots)
@@ -209,7 +290,7 @@ def _data(spec: RunSpec, roots: Roots, path: str, found: Found) -> Iterator[Chec
         if check.error is not None:
             return
     if training is not None:
-        found.counts, check = _rows(spec, training, held_out, packs_chats=found.packs_chats)
+        found.counts, check = _rows(spec, training, held_out, found)
         if check.error is not None:
             yield check
         if found.counts is not None:
@@ -258,13 +339,14 @@ def _dataset(
 
 
 def _rows(
-    spec: RunSpec, dataset: DatasetRows, held_out: DatasetRows | None, *, packs_chats: bool
+    spec: RunSpec, dataset: DatasetRows, held_out: DatasetRows | None, known: Found
 ) -> tuple[DataCounts | None, Check]:
     """Returns the counts of both sets, and the check that a step has enough training rows."""
 
     def look() -> tuple[DataCounts, str]:
         datasets = [dataset] if held_out is None else [dataset, held_out]
-        if packs_chats:
+        # Of several sources, data.long_chats is about those that are chats.
+        if known.packs_chats and known.needs_a_step:
             require_chats(spec, [one.manifest for one in datasets])
         if held_out is not None:
             require_one_tokenizer(
@@ -274,7 +356,7 @@ def _rows(
                 held_out.manifest.tokenizer_sha256,
             )
         counts = dataset.counts(held_out or spec.data.validation_fraction or 0.0)
-        if spec.trains_on_data:
+        if spec.trains_on_data and known.needs_a_step:
             require_step(counts.training_rows, spec.batch.sequences_per_step)
         return counts, ""
 

@@ -19,7 +19,7 @@ from lectern_common.checks.rules import (
     rows_held_out,
 )
 from lectern_common.errors import CorruptData
-from lectern_common.spec.sections import DataSpec
+from lectern_common.spec.data import DataSpec
 from lectern_common.tokens.chat_rows import (
     LONG_CHATS,
     ChatShares,

@@ -11,7 +11,7 @@ from lectern_common.errors import CorruptData, Incompatible, InvalidSpec
 from lectern_common.roots import what_is_there
 from lectern_common.teacher.record.manifest import is_record
 from lectern_common.tokens.prompt_sets import is_prompt_set
-from lectern_common.tokens.shards import MANIFEST_NAME
+from lectern_common.tokens.shards import MANIFEST_NAME, ShardManifest
 from lectern_common.words import counted
 
 CUT = "longer than a row and cut (data.long_chats)"
@@ -148,6 +148,20 @@ def require_one_tokenizer(
         raise Incompatible(
             f"data.validation_path {validation_path} was prepared with a different tokenizer than "
             f"data.path {path}; prepare both with the same one"
+        )
+
+
+def require_its_tokenizer(first: ShardManifest, other: ShardManifest) -> None:
+    """Raises Incompatible unless a source has the tokenizer of the first, and ends texts alike."""
+    if first.tokenizer_sha256 != other.tokenizer_sha256:
+        raise Incompatible(
+            "it was prepared with a different tokenizer than the first of data.sources; prepare "
+            "all of them with the same one"
+        )
+    if first.eos_token_id != other.eos_token_id:
+        raise Incompatible(
+            f"its texts end with token {other.eos_token_id}, those of the first of data.sources "
+            f"with {first.eos_token_id}; prepare all of them alike"
         )
 
 

@@ -3,6 +3,7 @@
     runs/<run_id>/
       spec.yaml        resolved RunSpec; written before the trainer starts
       teacher.json     TeacherIdentity that the run was accepted with; missing if it has no teacher
+      teachers.json    the same of a run of several teachers, by name; missing without several
       forked_from.json run and step of the checkpoint that the run began with; missing if it was not
                        forked
       status.json      Status; replaced atomically, with a heartbeat
@@ -33,6 +34,7 @@ import re
 import signal
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,6 +99,10 @@ class RunFolder:
     @property
     def teacher_path(self) -> Path:
         return self.path / "teacher.json"
+
+    @property
+    def teachers_path(self) -> Path:
+        return self.path / "teachers.json"
 
     @property
     def forked_from_path(self) -> Path:
@@ -177,9 +183,18 @@ class RunFolder:
 
     @classmethod
     def create(
-        cls, runs_root: Path, run_id: str, spec: RunSpec, teacher: TeacherIdentity | None = None
+        cls,
+        runs_root: Path,
+        run_id: str,
+        spec: RunSpec,
+        teacher: TeacherIdentity | None = None,
+        teachers: Mapping[str, TeacherIdentity] | None = None,
     ) -> "RunFolder":
         """Creates the folder with its spec and teacher; it appears whole or not at all.
+
+        Args:
+            teacher: that it is accepted with.
+            teachers: the same of a run of several sources, by name.
 
         Raises:
             Conflict: a folder with this id exists.
@@ -194,6 +209,8 @@ class RunFolder:
             hidden.write_spec(spec)
             if teacher is not None:
                 hidden.write_teacher(teacher)
+            if teachers:
+                hidden.write_teachers(teachers)
             try:
                 rename_durably(hidden.path, folder.path)
             except OSError as error:
@@ -233,6 +250,33 @@ class RunFolder:
             raise CorruptData(f"{self.teacher_path} is not readable: {error}") from None
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise CorruptData(f"{self.teacher_path} does not name a teacher: {error}") from None
+
+    def write_teachers(self, teachers: Mapping[str, TeacherIdentity]) -> None:
+        """Replaces teachers.json, the teachers of a run of several by name, atomically."""
+        values = {name: asdict(teacher) for name, teacher in teachers.items()}
+        write_atomic(self.teachers_path, json.dumps(values).encode())
+
+    def read_teachers(self) -> dict[str, TeacherIdentity]:
+        """Returns the teachers that a run of several was accepted with; {} if none was recorded.
+
+        Raises:
+            CorruptData: the file does not name teachers.
+        """
+        try:
+            values = json.loads(read_at_most(self.teachers_path, MAX_STATUS_BYTES))
+            texts = [text for one in values.values() for text in one.values()]
+            if not all(isinstance(text, str) for text in texts):
+                raise ValueError("its values are not texts")
+            return {
+                name: TeacherIdentity(**{key: cut(text) for key, text in one.items()})
+                for name, one in values.items()
+            }
+        except FileNotFoundError:
+            return {}
+        except CorruptData as error:
+            raise CorruptData(f"{self.teachers_path} is not readable: {error}") from None
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise CorruptData(f"{self.teachers_path} does not name teachers: {error}") from None
 
     def write_forked_from(self, forked: ForkedFrom) -> None:
         """Replaces forked_from.json atomically."""

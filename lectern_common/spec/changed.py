@@ -43,7 +43,7 @@ def changed_settings(spec: Mapping[str, Any]) -> dict[str, Any]:
     found = {
         path: value
         for path, value in _leaves(spec, "")
-        if path not in ("name", *LABELS) and value != _defaults().get(path, None)
+        if path not in ("name", *LABELS) and value != _defaults().get(_as_of_one(path), None)
     }
     if not found.keys().isdisjoint(_DECIDED):
         decided = _decided(json.dumps(spec))
@@ -53,6 +53,12 @@ def changed_settings(spec: Mapping[str, Any]) -> dict[str, Any]:
             if path not in _DECIDED or value != decided.get(path)
         }
     return found
+
+
+def _as_of_one(path: str) -> str:
+    """Returns what the setting of one of several teachers is called if there is only one."""
+    parts = path.split(".")
+    return ".".join(["teacher", *parts[2:]]) if parts[0] == "teachers" else path
 
 
 @lru_cache(maxsize=4096)

@@ -152,7 +152,7 @@ def _goal_of(metric: str) -> str | None:
 def require_measured(spec: "RunSpec") -> None:
     """Raises Misfit unless the run can measure what its evaluation names."""
     evaluation = spec.evaluation
-    if spec.teacher is None:
+    if not spec.distils:
         if AGREEMENT in evaluation.suites:
             raise Misfit(
                 "evaluation.suites agreement compares with the teacher, which the run does not "

@@ -8,13 +8,25 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lectern_common.errors import InvalidSpec
+from lectern_common.spec.data import (
+    LABEL_PATTERN,
+    LABEL_RULE,
+    TEACHER_NAME_PATTERN,
+    TEACHER_NAME_RULE,
+)
 from lectern_common.spec.refusals import closest, problems_of
 from lectern_common.spec.run_spec import NAME_PATTERN, NAME_RULE, TAG_PATTERN, TAG_RULE, RunSpec
 from lectern_common.spec.sections import MODULE_PATTERN, MODULE_RULE
 from lectern_common.words import inert_name
 
 MAX_SPEC_BYTES = 256 * 1024
-_RULES = {NAME_PATTERN: NAME_RULE, TAG_PATTERN: TAG_RULE, MODULE_PATTERN: MODULE_RULE}
+_RULES = {
+    NAME_PATTERN: NAME_RULE,
+    TAG_PATTERN: TAG_RULE,
+    MODULE_PATTERN: MODULE_RULE,
+    LABEL_PATTERN: LABEL_RULE,
+    TEACHER_NAME_PATTERN: TEACHER_NAME_RULE,
+}
 SMALLEST = """\
 name: my-run
 teacher: {address: "127.0.0.1:50051"}

@@ -75,13 +75,15 @@ def _tables(name: str, words: str, schema: dict[str, Any], defs: dict[str, Any])
     for key, property_ in schema["properties"].items():
         dotted = f"{name}.{key}".lstrip(".")
         reference = _reference(property_)
+        each = _reference_of_each(property_)
+        if each is not None:
+            within.append((dotted, _said(defs[each], {}), defs[each]))
         if reference is None:
             default = _words(property_["default"]) if "default" in property_ else "required"
             meaning = " ".join(property_.get("description", "").split())
             found.append(Field(dotted, _kind(property_), default, meaning))
             continue
-        said = [defs[reference].get("description"), property_.get("description")]
-        joined = " ".join(" ".join(part.split()) for part in said if part)
+        joined = _said(defs[reference], property_)
         if "default" in property_ and property_["default"] is None and "Absent" not in joined:
             joined += " Absent (`null`) by default."
         within.append((dotted, joined, defs[reference]))
@@ -98,7 +100,24 @@ def _reference(property_: dict[str, Any]) -> str | None:
     return None
 
 
+def _said(section: dict[str, Any], property_: dict[str, Any]) -> str:
+    said = [section.get("description"), property_.get("description")]
+    return " ".join(" ".join(part.split()) for part in said if part)
+
+
+def _reference_of_each(property_: dict[str, Any]) -> str | None:
+    """Returns the section that each entry of a list is; None means a plain list, or no list."""
+    for option in (property_, *property_.get("anyOf", ())):
+        if "$ref" in option.get("items", {}):
+            return str(option["items"]["$ref"]).rpartition("/")[2]
+    return None
+
+
 def _kind(property_: dict[str, Any]) -> str:
+    if "$ref" in property_:
+        return "mapping"
+    if "patternProperties" in property_ or "additionalProperties" in property_:
+        return "mapping of names to mappings"
     if "anyOf" in property_:
         return " or ".join(_kind(option) for option in property_["anyOf"])
     if "enum" in property_:

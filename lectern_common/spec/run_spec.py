@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from lectern_common.errors import Conflict, InvalidSpec
+from lectern_common.spec.data import DataSpec, Teachers, of_source, require_sources_fit
 from lectern_common.spec.evaluation import EvaluationSpec, require_measured
 from lectern_common.spec.refusals import Misfit
 from lectern_common.spec.rollout import RolloutSection, require_rollouts_fit
 from lectern_common.spec.sections import (
     BatchSpec,
     CheckpointSpec,
-    DataSpec,
     DeviceSpec,
     ObjectiveSpec,
     OptimizerSpec,
@@ -51,6 +51,9 @@ class RunSpec(Section):
     """Seeds initial weights (with student.config), row order, synthetic data, sampled targets."""
     teacher: TeacherSpec | None = None
     """Required if objective.alpha < 1; refused with alpha 1, which needs no teacher."""
+    teachers: Teachers | None = None
+    """Instead of `teacher`, with data.sources: teachers by name, each with the fields of `teacher`.
+    """
     student: StudentSpec
     data: DataSpec
     rollout: RolloutSection | None = None
@@ -78,6 +81,8 @@ class RunSpec(Section):
 
     @model_validator(mode="after")
     def _teacher_if_distilling(self) -> Self:
+        if self.data.sources is not None or self.teachers is not None:
+            return self  # see _sources_fit
         if self.objective.alpha < 1 and self.teacher is None:
             raise Misfit(
                 f"teacher is required: objective.alpha is {self.objective.alpha:g}, so the run "
@@ -112,18 +117,20 @@ class RunSpec(Section):
     @model_validator(mode="after")
     def _draws_serve_forward_kl(self) -> Self:
         divergence = self.objective.divergence
-        if (
-            self.teacher is not None
-            and self.teacher.representation == "sampled"
-            and divergence != "forward_kl"
-        ):
-            raise Misfit(
-                f"objective.divergence {divergence} needs the teacher's probability of every "
-                "token, but teacher.representation sampled sends only the drawn ones; set "
-                "divergence forward_kl, or representation hidden or top_k",
-                "objective.divergence",
-                "teacher.representation",
-            )
+        for field, teacher in self.taught_by.items():
+            if teacher.representation == "sampled" and divergence != "forward_kl":
+                raise Misfit(
+                    f"objective.divergence {divergence} needs the teacher's probability of every "
+                    f"token, but {field}.representation sampled sends only the drawn ones; set "
+                    "divergence forward_kl, or representation hidden or top_k",
+                    "objective.divergence",
+                    f"{field}.representation",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _sources_fit(self) -> Self:
+        require_sources_fit(self)
         return self
 
     @model_validator(mode="after")
@@ -185,12 +192,24 @@ class RunSpec(Section):
     @property
     def distils(self) -> bool:
         """True if the loss has a distillation term, so that the run needs a teacher."""
-        return self.teacher is not None
+        return bool(self.taught_by)
 
     @property
     def asks_server(self) -> bool:
         """True if it needs a teacher server, not only a record of one."""
-        return self.teacher is not None and self.teacher.record is None
+        return any(teacher.record is None for teacher in self.taught_by.values())
+
+    @property
+    def taught_by(self) -> dict[str, TeacherSpec]:
+        """All its teachers, by their fields: `teacher`, or `teachers.NAME` of several."""
+        if self.teacher is not None:
+            return {"teacher": self.teacher}
+        return {f"teachers.{name}": teacher for name, teacher in (self.teachers or {}).items()}
+
+    def by_source(self) -> "list[RunSpec]":
+        """Returns the spec of each source (see `of_source`); itself if it has no sources."""
+        sources = self.data.sources
+        return [self] if sources is None else [of_source(self, source) for source in sources]
 
 
 # What says something about a run and nothing about its training; may be changed at any time.
@@ -280,12 +299,19 @@ def resume_differences(old: RunSpec, new: RunSpec) -> list[tuple[str, Any, Any]]
     return [
         (field, before, after)
         for field, before, after in _differences("", old.model_dump(), new.model_dump())
-        if not any(field == free or field.startswith(free + ".") for free in RESUME_MAY_CHANGE)
+        if not resume_may_change(field)
     ]
 
 
+def resume_may_change(field: str) -> bool:
+    """Returns whether a resume may change a field, by its dotted path."""
+    if field.startswith("teachers."):  # as of one teacher, whatever its name
+        field = ".".join(["teacher", *field.split(".")[2:]])
+    return any(field == free or field.startswith(free + ".") for free in RESUME_MAY_CHANGE)
+
+
 def _differences(prefix: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
         return [
             difference
             for key in old

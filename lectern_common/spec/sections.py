@@ -25,7 +25,6 @@ from pydantic_core import PydanticKnownError
 
 from lectern_common.teacher.address import MAX_REPLICAS, checked_address
 from lectern_common.teacher.secrets import SecretFiles, require_whole
-from lectern_common.tokens.chat_rows import LongChats
 from lectern_common.wire.formats import FORMATS, Representation, RepresentationName
 
 DEFAULT_WARMUP_STEPS = 50
@@ -215,57 +214,6 @@ class StudentSpec(Section):
             if getattr(self, name) is not None and self.init is None:
                 raise ValueError(f"{name} has no effect without init")
         return self
-
-
-class DataSpec(Section):
-    """Training and validation data. The rows of step s are a pure function of (seed, s)."""
-
-    kind: Literal["shards", "synthetic"] = "shards"
-    """shards: token shards with a manifest (`lectern data prepare`). synthetic: random tokens."""
-    path: RelativePath | None = None
-    """Dataset folder under the data root (kind shards)."""
-    seq_len: Annotated[int, Field(ge=2, le=1 << 20)] = 1024
-    """Tokens per row."""
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of rows, or of chats, from the end, to hold out for validation (0.01 without
-    validation_path)."""
-    validation_path: RelativePath | None = None
-    """Dataset folder of the validation set, instead of validation_fraction."""
-    attention_across_documents: bool | None = None
-    """True: a row is one sequence. False: tokens attend only within their own document. null: false
-    for chats, true for text."""
-    long_chats: LongChats | None = None
-    """What to do with chats of more than seq_len + 1 tokens (cut). cut: learn from their beginning,
-    and leave the rest out. drop: leave them out. error: do not start. Only with chats."""
-    max_bad_rows_fraction: Probability = 0.001
-    """Largest share of rows, or of chats, with ids beyond the student's vocabulary; they are left
-    out."""
-
-    @model_validator(mode="after")
-    def _validation_source(self) -> Self:
-        if self.kind == "shards" and self.path is None:
-            raise ValueError("path is required with kind shards")
-        if self.kind == "synthetic" and (self.path or self.validation_path):
-            raise ValueError("path and validation_path have no effect with kind synthetic")
-        if self.kind == "synthetic":
-            self._require_no_documents()
-        if self.validation_path is not None and self.validation_fraction is not None:
-            raise ValueError("set validation_fraction or validation_path, not both")
-        if self.path is not None and self.validation_path == self.path:
-            raise ValueError(
-                "validation_path equals path, so the run would be validated on its training rows; "
-                "set another path, or validation_fraction"
-            )
-        if self.validation_path is None and self.validation_fraction is None:
-            object.__setattr__(self, "validation_fraction", 0.01)
-        return self
-
-    def _require_no_documents(self) -> None:
-        if self.attention_across_documents is False:
-            raise ValueError("attention_across_documents has no effect with kind synthetic")
-        if self.long_chats is not None:
-            raise ValueError("long_chats has no effect with kind synthetic")
-        object.__setattr__(self, "attention_across_documents", True)
 
 
 class ObjectiveSpec(Section):

@@ -1,5 +1,6 @@
 """Selects the training and validation rows that a run spec asks for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from lectern_common.checks.documents import documents_held_out, require_chats, w
 from lectern_common.checks.needs.rollouts import prompts_folder
 from lectern_common.checks.rules import (
     left_out_words,
+    require_its_tokenizer,
     require_one_tokenizer,
     require_usable,
     rows_held_out,
@@ -21,6 +23,7 @@ from lectern_common.checks.rules import (
 from lectern_common.errors import InvalidSpec, NotFound
 from lectern_common.logs import get_logger
 from lectern_common.roots import Roots, resolve_under
+from lectern_common.spec.data import of_its_source
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.tokens.chat_rows import LONG_CHATS
 from lectern_common.tokens.shards import MANIFEST_NAME, ShardManifest, read_manifest
@@ -28,7 +31,8 @@ from lectern_common.tokens.tokenizer_map import TokenizerMap
 from student_trainer.data.chat_dataset import OpenedChats, open_chats
 from student_trainer.data.chats import ChatRows
 from student_trainer.data.dataset import TokenRows, in_both, open_dataset
-from student_trainer.data.rows import ChosenRows, Rows, SyntheticRows, held_out, spread
+from student_trainer.data.mixed import JoinedRows
+from student_trainer.data.rows import Rows, SyntheticRows, held_out, spread
 
 _log = get_logger()
 
@@ -47,16 +51,19 @@ class Data:
             set has them too, token for token.
         packs_chats: whether chats of either set lie whole in their rows.
         described: how the chats of the training data lie in its rows, for the run's events.
+        sources: the data of each of several sources, in order; the rest is then of all of them
+            together, `folder` and `manifest` of the first. Empty for one dataset.
     """
 
     training: Rows
-    validation: ChosenRows
+    validation: Rows
     folder: Path | None
     manifest: ShardManifest | None
     sha256s: list[str]
     validation_duplicates: int = 0
     packs_chats: bool = False
     described: dict[str, Any] = field(default_factory=dict)
+    sources: "tuple[Data, ...]" = ()
 
 
 def require_datasets(spec: RunSpec, roots: Roots) -> None:
@@ -71,7 +78,9 @@ def require_datasets(spec: RunSpec, roots: Roots) -> None:
             f"rollout.prompts: {why}. It was there when the run was accepted: put it back, or make "
             "it again with `lectern data prepare --prompts`, then resume the run"
         )
-    for name, path in (("path", data.path), ("validation_path", data.validation_path)):
+    named = [("path", data.path), ("validation_path", data.validation_path)]
+    named += [(f"sources.{index}.path", one.path) for index, one in enumerate(data.sources or ())]
+    for name, path in named:
         if path is None:
             continue
         folder = resolve_under(roots.data, path, f"data.{name}")
@@ -125,6 +134,8 @@ def open_data(
             nothing of a dataset can be used.
         NotFound, CorruptData, Incompatible: as open_dataset says.
     """
+    if spec.data.sources is not None:
+        return _open_sources(spec, roots, vocab_size, tokens)
     if spec.data.path is None:
         synthetic = SyntheticRows(spec.seed, spec.data.seq_len, vocab_size)
         training, held = held_out(synthetic, spec.data.validation_fraction or 0.0)
@@ -170,6 +181,89 @@ def open_data(
         validation_duplicates=int(is_known.sum()),
         packs_chats=any(isinstance(one, OpenedChats) for one in (opened, theirs)),
         described=_described(spec, opened, rows),
+    )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One of several sources: its spec, folder and rows, those to train on and those held out."""
+
+    spec: RunSpec
+    folder: Path
+    opened: Opened
+    chosen: npt.NDArray[np.int64]
+    held: npt.NDArray[np.int64]
+
+
+def _open_sources(
+    spec: RunSpec, roots: Roots, vocab_size: int, tokens: TokenizerMap | None
+) -> Data:
+    """Returns the rows of data.sources, all checked; see open_data."""
+    sources = []
+    for index, one in enumerate(spec.by_source()):
+        with of_its_source(spec, index):
+            sources.append(_open_source(one, roots, vocab_size, tokens))
+            require_its_tokenizer(sources[0].opened.manifest, sources[-1].opened.manifest)
+    if spec.data.long_chats is not None:
+        require_chats(spec, [source.opened.manifest for source in sources])
+    parts = []
+    for index, source in enumerate(sources):
+        with of_its_source(spec, index):
+            parts.append(_apart_from_all(source, sources))
+    labels = [source.label for source in spec.data.sources or ()]
+    return Data(
+        training=JoinedRows([part.training for part in parts]),
+        validation=JoinedRows([part.validation for part in parts]),
+        folder=parts[0].folder,
+        manifest=parts[0].manifest,
+        sha256s=[sha256 for part in parts for sha256 in part.sha256s],
+        validation_duplicates=sum(part.validation_duplicates for part in parts),
+        packs_chats=any(part.packs_chats for part in parts),
+        described={
+            "sources": {
+                label: {"training_rows": len(part.training), **part.described}
+                for label, part in zip(labels, parts, strict=True)
+            }
+        },
+        sources=tuple(parts),
+    )
+
+
+def _open_source(
+    spec: RunSpec, roots: Roots, vocab_size: int, tokens: TokenizerMap | None
+) -> _Source:
+    folder = resolve_under(roots.data, str(spec.data.path), "data.path")
+    spec = with_documents(spec, roots)
+    opened = _open(spec, folder, vocab_size, packs_chats=True)
+    note = require_data_fits(folder, opened.manifest, tokens)
+    if note is not None:
+        _log.warning("tokenizers_differ", message=note)
+    return _Source(spec, folder, opened, *_last_held_out(spec, opened))
+
+
+def _apart_from_all(source: _Source, sources: Sequence[_Source]) -> Data:
+    """Returns the rows of a source; it holds out none that any source is trained on."""
+    held, opened = source.held, source.opened
+    is_known = np.zeros(len(held), bool)
+    for other in sources:
+        is_known |= in_both(
+            opened.units(held),
+            opened.hashes[held],
+            other.opened.units(other.chosen),
+            other.opened.hashes[other.chosen],
+        )
+    _require_unseen(is_known, opened, source.spec)
+    rows = opened.rows_of(source.chosen)
+    most = source.spec.evaluation.max_sequences
+    return Data(
+        training=rows,
+        validation=spread(opened.rows_of(held[~is_known]), most),
+        folder=source.folder,
+        manifest=opened.manifest,
+        sha256s=opened.manifest.hashes,
+        validation_duplicates=int(is_known.sum()),
+        packs_chats=isinstance(opened, OpenedChats),
+        described=_described(source.spec, opened, rows),
     )
 
 

@@ -264,8 +264,9 @@ class Opener:
             load_model_tensors(loaded.student, checkpoint.model_tensors())
         loaded.student.eval()
         folders = [run.export_path, loaded.folder]
-        if spec.data.path is not None:
-            folders.append(resolve_under(self.roots.data, spec.data.path, "data.path"))
+        for one in spec.by_source()[:1]:  # all sources have one tokenizer
+            if one.data.path is not None:
+                folders.append(resolve_under(self.roots.data, one.data.path, "data.path"))
         which = f"step {weights}" if isinstance(weights, int) else weights
         folder = next((one for one in folders if (one / TOKENIZER_NAME).exists()), None)
         return self._loaded(

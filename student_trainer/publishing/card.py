@@ -53,7 +53,7 @@ def card_text(facts: CardFacts) -> str:
 
 
 def _front_matter(facts: CardFacts) -> dict[str, Any]:
-    tags = ["lectern", *(["distillation"] if facts.spec.teacher is not None else [])]
+    tags = ["lectern", *(["distillation"] if facts.spec.distils else [])]
     front: dict[str, Any] = {
         **facts.licence.fields,
         "library_name": "transformers",
@@ -96,6 +96,9 @@ def _origin(facts: CardFacts) -> str:
     how = "trained on text alone, without a teacher"
     if spec.teacher is not None:
         how = f"distilled from `{metadata.get('teacher_model')}`"
+    elif spec.teachers is not None:
+        models = [f"`{one.get('teacher_model')}`" for one in metadata.get("teachers", {}).values()]
+        how = f"distilled from {' and '.join(models)}, each on data of its own"
     rows = [
         ("Student", f"{began}; initial weights `{metadata.get('initial_weights_sha256')}`"),
         *_layers(metadata),
@@ -119,18 +122,34 @@ def _layers(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _teacher(facts: CardFacts) -> list[tuple[str, str]]:
+    metadata = facts.run.metadata
+    if facts.spec.teachers is not None:
+        return [
+            (
+                f"Teacher {name}",
+                f"`{one.get('teacher_model')}`, fingerprint `{one.get('teacher_fingerprint')}`, "
+                f"answers as `{facts.spec.teachers[name].representation}`",
+            )
+            for name, one in metadata.get("teachers", {}).items()
+        ]
     if facts.spec.teacher is None:
         return []
-    metadata = facts.run.metadata
     told = f"`{metadata.get('teacher_model')}`, fingerprint `{metadata.get('teacher_fingerprint')}`"
     return [("Teacher", f"{told}, answers as `{facts.spec.teacher.representation}`")]
 
 
 def _data(facts: CardFacts) -> str:
     metadata, data = facts.run.metadata, facts.spec.data
+    seen = counted(int(metadata.get("tokens_seen") or 0), "token")
+    if data.sources is not None:
+        parts = [
+            f"`{source.path}` (weight {source.weight:g}, "
+            + (f"teacher {source.teacher})" if source.teacher else "cross entropy only)")
+            for source in data.sources
+        ]
+        return f"{', '.join(parts)}; {seen} in rows of {data.seq_len}"
     if data.path is None:
         return "random tokens"
-    seen = counted(int(metadata.get("tokens_seen") or 0), "token")
     return (
         f"`{data.path}` (tokens' SHA-256 `{metadata.get('data_sha256')}`), {seen} in rows of "
         f"{data.seq_len}, {metadata.get('epoch')} epochs"
@@ -139,12 +158,14 @@ def _data(facts: CardFacts) -> str:
 
 def _objective(spec: RunSpec) -> str:
     objective = spec.objective
-    if spec.teacher is None:
+    if not spec.distils:
         return "cross entropy"
     loss = (
         f"{objective.alpha:g} x cross entropy + {1 - objective.alpha:g} x {objective.divergence} "
         f"at temperature {objective.temperature:g}"
     )
+    if any(source.teacher is None for source in spec.data.sources or ()):
+        return f"{loss}; of sources without a teacher cross entropy only"
     if spec.rollout is None:
         return loss
     share = "all" if spec.rollout.fraction == 1 else f"{spec.rollout.fraction:.0%} of the"
@@ -201,6 +222,9 @@ def _spec(spec: RunSpec) -> str:
         part = values if not section else values.get(section)
         for name in names if isinstance(part, dict) else ():
             part.pop(name, None)
+    for teacher in (values.get("teachers") or {}).values():
+        for name in _LEFT_OUT["teacher"]:
+            teacher.pop(name, None)
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True).strip()
     return (
         "## The run\n\nIts resolved spec, without how its teacher was reached and its owner's "

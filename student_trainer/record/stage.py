@@ -188,6 +188,9 @@ class _Progress:
 
 def _recordable(spec: RunSpec) -> TeacherSpec:
     """Returns the teacher of a spec. Raises InvalidSpec unless there is something to record."""
+    if spec.data.sources is not None:
+        why = "a record is of one dataset: record each source by a spec with its path and teacher"
+        raise InvalidSpec([("data.sources", why)])
     if spec.teacher is None:
         raise InvalidSpec([("teacher", "is required: there is nothing to record without one")])
     if spec.teacher.record is not None:

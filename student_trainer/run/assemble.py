@@ -23,6 +23,7 @@ from lectern_common.spec.run_spec import RunSpec, require_resumable
 from lectern_common.spec.suites import VALIDATION_LOSS
 from lectern_models.loading import num_parameters
 from student_trainer.batch import Batch
+from student_trainer.data.mixed import MixedBatches, keeps_documents_apart
 from student_trainer.data.rows import ShuffledBatches, batch_from, in_order
 from student_trainer.data.select import Data, open_data, require_datasets
 from student_trainer.evaluating.during import suites_of
@@ -35,16 +36,28 @@ from student_trainer.generating.rollouts.rows import DataRows, NoBatches
 from student_trainer.generating.rollouts.saved import rollouts_of
 from student_trainer.generating.rollouts.writing import Writer
 from student_trainer.journal.checkpoint import Checkpoint, CheckpointStore
-from student_trainer.objective.loss import Objective
 from student_trainer.ranks.device import device_name
 from student_trainer.ranks.sharding import shard
 from student_trainer.record.keep import Keeping, begin_keeping
 from student_trainer.run.assembled import Assembly
-from student_trainer.run.checks import check_before_training, require_covered
-from student_trainer.run.connect import open_teaching, teacher_facts
-from student_trainer.run.optim import Schedule, build_adamw
+from student_trainer.run.checks import (
+    check_before_training,
+    check_sources_before_training,
+    require_covered,
+)
+from student_trainer.run.optim import Schedule, build_adamw, objective_of
 from student_trainer.run.parts import Parts, Progress, RunContext, Settings, Teaching
 from student_trainer.run.resume import best_saved, newest_of_all, require_not_forked, taught_by
+from student_trainer.run.teaching.connect import open_teaching, teacher_facts
+from student_trainer.run.teaching.several import (
+    described_teachers,
+    first_rows,
+    mixed_batches,
+    mixed_of,
+    open_teachings,
+    require_sources_covered,
+    teachers_facts,
+)
 from student_trainer.student.load import LoadedStudent, load_student
 from student_trainer.student.student import CausalStudent
 from student_trainer.student.tensors import load_model_tensors, load_optimizer_tensors
@@ -90,31 +103,50 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
         if checkpoint is not None:
             load_model_tensors(loaded.student, checkpoint.model_tensors())
         writer = _writer(run, loaded, data, teaching, None if is_new else begun)
+        teachings = open_teachings(run, loaded, data, begun) if data.sources else {}
         batches, steps_per_epoch = _batches(run, data, writer)
+        if ranks.is_first and data.sources:
+            require_sources_covered(run, data, teachings)
         provider = None if teaching is None else teaching.provider
         if ranks.is_first and isinstance(provider, RecordedTeacher):
             require_covered(spec, provider, data, run.stop)
         asks_teacher = ranks.is_first and is_new
-        found = check_before_training(
-            spec,
-            loaded.student,
-            teaching,
-            _first_rows(spec, data, batches),
-            run.device,
-            asks_teacher=asks_teacher,
-            longest_prompt=0 if writer is None else writer.prompts.longest,
-        )
+        if data.sources:
+            found = check_sources_before_training(
+                spec,
+                loaded.student,
+                teachings,
+                first_rows(spec, data),
+                run.device,
+                asks_teacher=asks_teacher,
+            )
+        else:
+            found = check_before_training(
+                spec,
+                loaded.student,
+                teaching,
+                _first_rows(spec, data, batches),
+                run.device,
+                asks_teacher=asks_teacher,
+                longest_prompt=0 if writer is None else writer.prompts.longest,
+            )
         keeping = _keeping(run, data, provider, None if is_new else before)
         in_flight = None
         if writer is not None and checkpoint is not None:
             tensors = checkpoint.rollout_tensors()
             in_flight = rollouts_of(tensors, writer, checkpoint.step, ranks.rank)
     facts = _facts(run, loaded, data, teaching, writer)
+    if data.sources:
+        facts["teachers"] = teachers_facts(teachings)
     ranks.require_same(
         student=loaded.initial_sha256,
         data=" ".join(data.sha256s),
         prompts=facts["prompts_sha256"],
         teacher=facts["teacher_fingerprint"],
+        **{
+            f"teacher {name}": one["teacher_fingerprint"]
+            for name, one in facts.get("teachers", {}).items()
+        },
     )
 
     optimizer = _optimizer(run, loaded.student, checkpoint)
@@ -130,6 +162,7 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
             step=progress.step,
             **_described(run, loaded, data, teaching, writer),
             **found,
+            **({"teachers": described_teachers(teachings)} if data.sources else {}),
         )
         if writer is not None and writer.never_ends is not None:
             recorder.event("never_ends", message=writer.never_ends)
@@ -156,6 +189,9 @@ def assemble(run: RunContext, *, resume: bool) -> Assembly:
         in_flight=in_flight,
         writing_advice=None if writer is None else _writing_advice(run),
         kept_rollouts=_kept_rollouts(run, loaded, data, progress),
+        mixed=None
+        if not isinstance(batches, MixedBatches)
+        else mixed_of(run, data, teachings, batches, suites),
     )
     return Assembly(run, parts, _settings(spec, teaching), progress, loaded, data, keeping)
 
@@ -193,7 +229,8 @@ def _data(run: RunContext, loaded: LoadedStudent, begun: Mapping[str, Any] | Non
         message = "this run began before chats were kept whole, and goes on with chats cut at the "
         message += "ends of rows; a new run keeps them whole"
         run.recorder.event("rows_as_before", message=message)
-    if spec.data.attention_across_documents is False:
+    apart = any(keeps_documents_apart(one.training) for one in data.sources)
+    if spec.data.attention_across_documents is False or apart:
         student.require_documents_apart()
     # A fork takes its data as it finds it, as a new run does, until its own first checkpoint.
     before = None if begun is None else begun["data_sha256s"]
@@ -279,9 +316,16 @@ def _prompts_sha256(run: RunContext, writer: Writer | None) -> str | None:
     )
 
 
-def _batches(run: RunContext, data: Data, writer: Writer | None) -> tuple[TrainingBatches, float]:
-    """Returns this rank's rows of data of each step, and the steps of an epoch."""
+def _batches(
+    run: RunContext, data: Data, writer: Writer | None
+) -> tuple[TrainingBatches, float | None]:
+    """Returns this rank's rows of data of each step, and the steps of an epoch.
+
+    Several sources have epochs of their own, and the run has none.
+    """
     spec, ranks = run.spec, run.ranks
+    if data.sources:
+        return mixed_batches(run, data), None
     if writer is not None and not spec.trains_on_data:
         return NoBatches(), writer.plan.steps_per_epoch
     batches = ShuffledBatches(
@@ -360,6 +404,9 @@ def _samples(
         return None
     path = run.folder.samples_path if run.ranks.is_first else None
     teacher = None
+    if run.spec.teachers is not None:
+        words = "the run has several teachers, and a prompt belongs to none of them"
+        run.recorder.event("left_out", metric="the teachers' samples", message=words)
     if teaching is not None and teaching.is_recorded:
         words = "a record answers only about the rows of its data"
         run.recorder.event("left_out", metric="the teacher's samples", message=words)
@@ -430,7 +477,6 @@ def _edges(data: Data) -> dict[str, Any]:
 
 def _settings(spec: RunSpec, teaching: Teaching | None) -> Settings:
     untaught = NOTHING_UNTAUGHT if teaching is None else teaching.untaught
-    objective, chunk_tokens = spec.objective, spec.objective.chunk_tokens
     schedule = Schedule(
         peak=spec.optimizer.learning_rate,
         steps=spec.schedule.steps,
@@ -441,14 +487,7 @@ def _settings(spec: RunSpec, teaching: Teaching | None) -> Settings:
     return Settings(
         steps=spec.schedule.steps,
         learning_rate=schedule.learning_rate,
-        objective=Objective(
-            alpha=objective.alpha,
-            temperature=objective.temperature,
-            divergence=objective.divergence,
-            beta=objective.beta,
-            chunk_tokens=None if chunk_tokens == "auto" else chunk_tokens,
-            compiled=spec.device.compile,
-        ).leaving_out(untaught),
+        objective=objective_of(spec).leaving_out(untaught),
         micro_batch_sequences=spec.micro_batch,
         max_grad_norm=spec.optimizer.max_grad_norm,
         evaluate_every=spec.evaluation.every_steps,

@@ -148,5 +148,6 @@ class Assembly:
             "tokens_seen": progress.tokens_seen,
             "seed": self.spec.seed,
             "data_sha256": None if manifest is None else manifest.corpus_sha256,
+            **({"teachers": facts["teachers"]} if "teachers" in facts else {}),
             "spec_sha256": hashlib.sha256(dump_spec(self.spec).encode()).hexdigest(),
         }

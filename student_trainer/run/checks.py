@@ -9,7 +9,8 @@ finds what hashes do not show: adapters that change nothing yet, converted files
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from lectern_common.checks.needs.memory import (
     memory_fit,
 )
 from lectern_common.checks.vocabularies import NOTHING_UNTAUGHT, Untaught
-from lectern_common.errors import Incompatible, Misconfigured, SameWeights
+from lectern_common.errors import Incompatible, LecternError, Misconfigured, SameWeights, error_of
 from lectern_common.logs import get_logger
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.teacher.address import is_one_server
@@ -80,6 +81,32 @@ def memory_needed(
         longest_prompt=longest_prompt,
     )
     return estimate_memory(shape, computed)
+
+
+def memory_of_sources(
+    spec: RunSpec,
+    shape: ModelShape,
+    models: Mapping[str, teacher_pb2.Model],
+    device: torch.device,
+) -> MemoryEstimate:
+    """Returns what each device needs for a run of several sources.
+
+    The heads of all teachers are in memory at a time. Answers are those of the teacher that sends
+    most, as if every row were of it.
+
+    Args:
+        models: the teachers by name.
+    """
+    sources = spec.data.sources or []
+    estimates = {
+        source.teacher: memory_needed(own, shape, models.get(source.teacher or ""), device)
+        for source, own in zip(sources, spec.by_source(), strict=True)
+    }
+    return replace(
+        max(estimates.values(), key=lambda one: one.total),
+        teacher_head=sum(one.teacher_head for one in estimates.values()),
+        answers=max(one.answers for one in estimates.values()),
+    )
 
 
 def free_memory(device: torch.device, held_bytes: int = 0) -> FreeMemory:
@@ -164,23 +191,72 @@ def check_before_training(
     """
     model = None if teaching is None else teaching.model
     estimate = memory_needed(spec, shape_of(student.model), model, device, longest_prompt)
-    held = sum(p.numel() * p.element_size() for p in student.parameters()) + estimate.teacher_head
-    # On the CPU, all ranks of this machine are at about this point, and hold equally much.
-    processes = local_ranks()
-    held *= 1 if device.type == "cuda" else processes
-    found: dict[str, Any] = {
-        "memory": require_memory(estimate, free_memory(device, held), processes)
-    }
+    found: dict[str, Any] = {"memory": _require_memory_of(student, estimate, device)}
     if teaching is None or model is None or spec.teacher is None or not asks_teacher:
         return found
     if teaching.is_recorded:  # its answers were probed when it was made
         return found
+    found["probe"] = _probed(spec, student, teaching, model, first)
+    return found
+
+
+def check_sources_before_training(
+    spec: RunSpec,
+    student: CausalStudent,
+    teachings: Mapping[str, Teaching],
+    firsts: Mapping[str, tuple[RunSpec, Batch]],
+    device: torch.device,
+    *,
+    asks_teacher: bool,
+) -> dict[str, Any]:
+    """Does what check_before_training does, for a run of several sources.
+
+    Args:
+        teachings: the run's teachers by name.
+        firsts: for each of them the spec of a source, and rows of it to probe the teacher with.
+    """
+    models = {
+        name: teaching.model for name, teaching in teachings.items() if teaching.model is not None
+    }
+    estimate = memory_of_sources(spec, shape_of(student.model), models, device)
+    found: dict[str, Any] = {"memory": _require_memory_of(student, estimate, device)}
+    probes = {}
+    for name, (of_source, first) in firsts.items():
+        teaching = teachings[name]
+        if asks_teacher and not teaching.is_recorded:
+            try:
+                probes[name] = _probed(of_source, student, teaching, models[name], first)
+            except LecternError as error:
+                raise error_of(error.reason, f"teacher {name}: {error}") from error
+    return {**found, "probes": probes} if probes else found
+
+
+def _require_memory_of(
+    student: CausalStudent, estimate: MemoryEstimate, device: torch.device
+) -> dict[str, Any]:
+    """Returns what require_memory does, of a student that is there, and its teachers' heads."""
+    held = sum(p.numel() * p.element_size() for p in student.parameters()) + estimate.teacher_head
+    # On the CPU, all ranks of this machine are at about this point, and hold equally much.
+    processes = local_ranks()
+    held *= 1 if device.type == "cuda" else processes
+    return require_memory(estimate, free_memory(device, held), processes)
+
+
+def _probed(
+    spec: RunSpec,
+    student: CausalStudent,
+    teaching: Teaching,
+    model: teacher_pb2.Model,
+    first: Batch,
+) -> str | None:
+    """Returns what a probe of the spec's teacher server found; see require_promises."""
+    address = "" if spec.teacher is None else spec.teacher.address
     answering = Answering.of_model(
         model,
         min(student.vocab_size, model.logit_width),
-        one_server=is_one_server(spec.teacher.address),
+        one_server=is_one_server(address),
     )
-    found["probe"] = require_promises(
+    said = require_promises(
         teaching.provider,
         answering,
         first,
@@ -191,7 +267,7 @@ def check_before_training(
     )
     if teaching.take_received is not None:
         teaching.take_received()  # resets the count: the probe is not part of a step
-    return found
+    return said
 
 
 def require_covered(spec: RunSpec, teacher: RecordedTeacher, data: Data, stop: Stop) -> None:
@@ -203,13 +279,21 @@ def require_covered(spec: RunSpec, teacher: RecordedTeacher, data: Data, stop: S
         StopRequested: a stop was requested meanwhile.
         Incompatible: a row is not in the record; the message names it.
     """
-    if spec.teacher is None:
-        return
-    asked, training, began = spec.teacher.asks_for, data.training, time.monotonic()
+    training = data.training
     seen = spec.schedule.steps * spec.batch.sequences_per_step
     indices: Sequence[int] = range(len(training))
     if seen < len(training):
         indices = sorted(permutation(spec.seed, 0, len(training))[:seen].tolist())
+    require_rows_covered(spec, teacher, data, indices, stop)
+
+
+def require_rows_covered(
+    spec: RunSpec, teacher: RecordedTeacher, data: Data, indices: Sequence[int], stop: Stop
+) -> None:
+    """Does what require_covered does, of these training rows and of the validation set."""
+    if spec.teacher is None:
+        return
+    asked, training, began = spec.teacher.asks_for, data.training, time.monotonic()
     sets = (
         ("training", training, indices, spec.objective.temperature),
         ("validation", data.validation, range(len(data.validation)), 1.0),

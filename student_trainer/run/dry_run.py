@@ -9,17 +9,23 @@ import argparse
 import json
 import sys
 import tempfile
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lectern_common.checks.check import Check, Outcome
-from lectern_common.checks.needs.memory import FreeMemory, ModelShape, memory_fit
+from lectern_common.checks.needs.memory import (
+    FreeMemory,
+    MemoryEstimate,
+    ModelShape,
+    memory_fit,
+)
 from lectern_common.checks.needs.rollouts import longest_prompt, prompts_folder
 from lectern_common.checks.record import open_record
-from lectern_common.errors import Incompatible, LecternError, Misconfigured
+from lectern_common.errors import Incompatible, LecternError, Misconfigured, error_of
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.spec.load import parse_spec
@@ -60,7 +66,7 @@ def look(
         free: memory to assume instead of what is free now.
     """
     from student_trainer.ranks.device import choose_device, device_name
-    from student_trainer.run.checks import free_memory
+    from student_trainer.run.checks import free_memory, memory_needed, memory_of_sources
 
     try:
         device = choose_device(spec.device.kind)
@@ -84,9 +90,18 @@ def look(
             checks.append(check)
         except LecternError as error:
             checks.append(Check.failed("answers", error))
+    models: dict[str, teacher_pb2.Model] = {}
+    if spec.data.sources is not None and asks_teacher:
+        for check in _answers_of_teachers(spec, roots, shape, models):
+            checks.append(check)
     numbers: dict[str, Any] = {}
     if shape is not None:
-        check, numbers = _memory(spec, roots, shape, model, device, free or free_memory(device))
+        free = free or free_memory(device)
+        if spec.data.sources is None:
+            estimate = memory_needed(spec, shape, model, device, _longest_prompt(spec, roots))
+        else:
+            estimate = memory_of_sources(spec, shape, models, device)
+        check, numbers = _memory(spec, shape, estimate, free)
         checks.append(check)
     return {"checks": [check.as_json() for check in checks], **numbers}
 
@@ -126,18 +141,31 @@ def _longest_prompt(spec: RunSpec, roots: Roots) -> int:
     return longest_prompt(spec, None if folder is None else prompt_facts(folder)) or 0
 
 
+def _answers_of_teachers(
+    spec: RunSpec, roots: Roots, shape: ModelShape | None, models: dict[str, teacher_pb2.Model]
+) -> Iterator[Check]:
+    """Yields the finding about each of several teachers, and puts its description in `models`."""
+    sources = spec.data.sources or []
+    for source, one in zip(sources, spec.by_source(), strict=True):
+        if source.teacher is None or one.teacher is None or source.teacher in models:
+            continue
+        try:
+            if one.teacher.record is not None:
+                models[source.teacher] = open_record(one, roots).model
+                said = f"read from the record {one.teacher.record}; whether it holds every row is "
+                check = Check("answers", Outcome.PASS, said + "checked before the first step")
+            else:
+                models[source.teacher], check = _probed(one, one.teacher, roots, shape)
+            yield replace(check, message=f"teacher {source.teacher}: {check.message}")
+        except LecternError as error:
+            said = f"teacher {source.teacher}: {error}"
+            yield Check.failed("answers", error_of(error.reason, said))
+
+
 def _memory(
-    spec: RunSpec,
-    roots: Roots,
-    shape: ModelShape,
-    model: teacher_pb2.Model | None,
-    device: Any,
-    free: FreeMemory,
+    spec: RunSpec, shape: ModelShape, estimate: MemoryEstimate, free: FreeMemory
 ) -> tuple[Check, dict[str, Any]]:
     """Returns the check of memory, and the numbers behind it."""
-    from student_trainer.run.checks import memory_needed
-
-    estimate = memory_needed(spec, shape, model, device, _longest_prompt(spec, roots))
     fit = memory_fit(estimate, free, spec.device.count)
     check = Check("memory", Outcome.PASS, "the run fits into free memory")
     if fit.problem is not None:

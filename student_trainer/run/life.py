@@ -179,7 +179,8 @@ def _train_and_export(
     disable_progress_bar()
     with ExitStack() as held:
         with ExitStack() as stack:
-            patience = 0.0 if spec.teacher is None else spec.teacher.outage_budget_seconds
+            budgets = [teacher.outage_budget_seconds for teacher in spec.taught_by.values()]
+            patience = max(budgets, default=0.0)
             device = choose_device(spec.device.kind)
             ranks = join_ranks(device, spec.device.count, patience)
             stack.callback(leave_ranks, ranks)

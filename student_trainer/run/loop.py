@@ -44,13 +44,22 @@ from student_trainer.run.metrics import (
 )
 from student_trainer.run.optim import set_learning_rate
 from student_trainer.run.parts import Parts, Progress, Settings
+from student_trainer.run.teaching.mixed import (
+    mixed_evaluation,
+    mixed_loss_metrics,
+    mixed_micro_step,
+    mixed_prefetch,
+    mixed_wire_metrics,
+    require_another_student,
+    slow_teachers,
+)
 from student_trainer.seeds import Key, derived_seed
 from student_trainer.stop import StopRequested
 from student_trainer.student.forward import ask, at_valid_positions
 from student_trainer.student.student import CausalStudent
 from student_trainer.student.tensors import model_tensors, optimizer_tensors
 from student_trainer.targets import TeacherTargets, for_new_texts, of_epoch, of_step
-from student_trainer.teacher.prefetch import MicroBatch, Prefetch
+from student_trainer.teacher.prefetch import MicroBatch, MixedPrefetch, Prefetch
 
 # Steps in a row without a finite gradient that end a run.
 MAX_SKIPPED_IN_A_ROW = 3
@@ -90,7 +99,8 @@ def train(parts: Parts, settings: Settings, progress: Progress) -> bool:
     rollouts = _rollouts(parts, settings, progress)
     try:
         with ExitStack() as stack:
-            prefetch = stack.enter_context(_prefetch(parts, settings))
+            prefetch = _prefetch(parts, settings)
+            stack.callback(prefetch.close)
             if rollouts is not None:
                 stack.callback(rollouts.close)
             while True:
@@ -145,7 +155,7 @@ def _evaluator(parts: Parts, settings: Settings) -> Callable[[Progress, bool], b
     returns True if the evaluation is the best so far, by the metric that the run follows. Its
     second argument says that no step follows.
     """
-    validation, teaching = parts.validation, parts.teaching
+    validation, teaching, mixed = parts.validation, parts.teaching, parts.mixed
     if validation is None:
         return None
     teacher = None
@@ -168,17 +178,21 @@ def _evaluator(parts: Parts, settings: Settings) -> Callable[[Progress, bool], b
 
     def evaluate(progress: Progress, is_last: bool) -> bool:
         began = time.perf_counter()
-        sums = evaluation_sums(
-            parts.student,
-            validation(),
-            parts.device,
-            parts.stop,
-            teacher,
-            settings.objective.chunk_tokens,
-            each_batch,
-        )
-        sums = EvaluationSums(*parts.ranks.totals(*sums))
-        metrics = sums.metrics()
+        if mixed is None:
+            sums = evaluation_sums(
+                parts.student,
+                validation(),
+                parts.device,
+                parts.stop,
+                teacher,
+                settings.objective.chunk_tokens,
+                each_batch,
+            )
+            sums = EvaluationSums(*parts.ranks.totals(*sums))
+            metrics = sums.metrics()
+        else:
+            chunk_tokens = settings.objective.chunk_tokens
+            sums, metrics = mixed_evaluation(parts, mixed, chunk_tokens, each_batch)
         if parts.suites is not None:
             metrics |= parts.suites.measured(
                 sums, parts.stop, lambda: parts.recorder.doing(EVALUATION)
@@ -216,7 +230,7 @@ def _train_step(
     parts: Parts,
     settings: Settings,
     progress: Progress,
-    prefetch: Prefetch,
+    prefetch: Prefetch | MixedPrefetch,
     rollouts: Rollouts | None,
 ) -> None:
     """Makes step s = progress.step:
@@ -236,6 +250,7 @@ def _train_step(
     A skipped step still counts: the next one has its own rows and learning rate.
     """
     began, waited = time.perf_counter(), _waited(prefetch, rollouts)
+    waited_by_teacher = _waited_by_teacher(prefetch)
     step, ranks = progress.step, parts.ranks
 
     micro_batches = _take(parts, prefetch, rollouts, step)
@@ -246,14 +261,20 @@ def _train_step(
         raise InvalidRequest(f"the rows of step {step} have no valid position")
 
     parts.optimizer.zero_grad(set_to_none=True)
+    # Every rank must take part in equally many exchanges.
+    computed = [part for part in micro_batches if part.batch.num_valid or ranks.size > 1]
+    learnt: list[_Learnt] = []
     with _dropout_of(step, ranks.rank, settings.seed, parts.device):
-        learnt = [
-            _micro_step(parts, part, settings.objective, normalizer)
-            for part in micro_batches
-            # Every rank must take part in equally many exchanges.
-            if part.batch.num_valid or ranks.size > 1
-        ]
-    metrics = loss_metrics(learnt, settings.objective, normalizer, ranks)
+        if parts.mixed is None:
+            learnt = [_micro_step(parts, part, settings.objective, normalizer) for part in computed]
+            metrics = loss_metrics(learnt, settings.objective, normalizer, ranks)
+        else:
+            losses = [
+                loss
+                for part in computed
+                for loss in mixed_micro_step(parts, parts.mixed, part, normalizer)
+            ]
+            metrics = mixed_loss_metrics(losses, parts.mixed, normalizer, ranks)
     if step == 0:
         _require_another_student(parts, settings, micro_batches, metrics, normalizer)
 
@@ -278,12 +299,16 @@ def _train_step(
         **count_metrics(parts, progress, normalizer),
         **pace_metrics(parts, num_tokens, seconds, waited),
         **memory_metrics(parts.device),
-        **wire_metrics(parts),
+        **(wire_metrics(parts) if parts.mixed is None else mixed_wire_metrics(parts.mixed, ranks)),
+        **{
+            f"time/teacher_wait_seconds/{name}": after - waited_by_teacher[name]
+            for name, after in _waited_by_teacher(prefetch).items()
+        },
     }
 
 
 def _take(
-    parts: Parts, prefetch: Prefetch, rollouts: Rollouts | None, step: int
+    parts: Parts, prefetch: Prefetch | MixedPrefetch, rollouts: Rollouts | None, step: int
 ) -> list[MicroBatch]:
     """Returns this rank's micro-batches of the step; an error or a stop ends all ranks."""
     with parts.ranks.together():
@@ -331,7 +356,12 @@ def _micro_step(
     return _Learnt(micro_batch, loss, sums)
 
 
-def _waited(prefetch: Prefetch, rollouts: Rollouts | None) -> float:
+def _waited_by_teacher(prefetch: Prefetch | MixedPrefetch) -> dict[str, float]:
+    """Returns the same of each of several teachers, by name."""
+    return prefetch.waited_seconds_by_teacher if isinstance(prefetch, MixedPrefetch) else {}
+
+
+def _waited(prefetch: Prefetch | MixedPrefetch, rollouts: Rollouts | None) -> float:
     """Returns the seconds that the loop has waited for answers so far."""
     return prefetch.waited_seconds + (0.0 if rollouts is None else rollouts.waited_seconds)
 
@@ -365,6 +395,9 @@ def _require_another_student(
     normalizer: int,
 ) -> None:
     """Raises SameWeights if the student matches the teacher's distribution before any update."""
+    if parts.mixed is not None:
+        require_another_student(parts, parts.mixed, micro_batches, metrics)
+        return
     if parts.teaching is None or parts.teaching.allow_same_weights:
         return
     temperature = settings.objective.temperature
@@ -429,7 +462,9 @@ def _save(parts: Parts, progress: Progress, rollouts: Rollouts | None) -> None:
             parts.recorder.after_checkpoint(progress.step)
 
 
-def _prefetch(parts: Parts, settings: Settings) -> Prefetch:
+def _prefetch(parts: Parts, settings: Settings) -> Prefetch | MixedPrefetch:
+    if parts.mixed is not None:
+        return mixed_prefetch(parts, parts.mixed, settings)
     teaching, temperature = parts.teaching, settings.objective.temperature
 
     def ask_about(batch: Batch, step: int) -> TeacherTargets:
@@ -480,6 +515,10 @@ def _rollouts(parts: Parts, settings: Settings, progress: Progress) -> Rollouts 
 
 def _advise(parts: Parts, progress: Progress) -> None:
     """Records advice if the run waits too long for its teacher, or writes too long."""
+    if parts.mixed is not None:
+        for name, share, words in slow_teachers(parts.mixed, progress.record):
+            message = f"teacher {name}: {words}"
+            parts.recorder.event("teacher_bound", step=progress.step, share=share, message=message)
     of_teacher = None if parts.teaching is None else parts.teaching.advice
     for kind, watch in (("teacher_bound", of_teacher), ("writing_bound", parts.writing_advice)):
         bound = None if watch is None else watch.after(progress.record)

@@ -87,7 +87,7 @@ def pace_metrics(
         "time/step_seconds": seconds,
         "time/teacher_wait_seconds": waited_seconds,
     }
-    if parts.teaching is not None:
+    if parts.teaching is not None or (parts.mixed is not None and parts.mixed.teachings):
         metrics["time/teacher_wait_share"] = waited_seconds / seconds
     return metrics
 

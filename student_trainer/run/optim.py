@@ -1,4 +1,4 @@
-"""AdamW over a student's parameters, and the learning rate of each step."""
+"""AdamW over a student's parameters, the learning rate of each step, and what is minimised."""
 
 import math
 from collections.abc import Callable
@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+from lectern_common.spec.run_spec import RunSpec
+from student_trainer.objective.loss import Objective
 
 
 def build_adamw(
@@ -63,3 +66,16 @@ class Schedule:
         progress = min(1.0, (step - first) / max(1, self.steps - 1 - first))
         share = _SHAPES[self.decay](progress)
         return self.peak * (self.final_fraction + (1 - self.final_fraction) * share)
+
+
+def objective_of(spec: RunSpec) -> Objective:
+    """Returns the objective of a run's spec, for a teacher that has a say in every id."""
+    objective, chunk_tokens = spec.objective, spec.objective.chunk_tokens
+    return Objective(
+        alpha=objective.alpha,
+        temperature=objective.temperature,
+        divergence=objective.divergence,
+        beta=objective.beta,
+        chunk_tokens=None if chunk_tokens == "auto" else chunk_tokens,
+        compiled=spec.device.compile,
+    )

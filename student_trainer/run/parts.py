@@ -1,6 +1,6 @@
 """The parts, settings and progress of a run: the arguments of `loop.train`."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from protos import teacher_pb2
 from student_trainer.batch import Batch
 from student_trainer.evaluating.during import Suites
 from student_trainer.evaluation.best import THE_LOSS, Best, Followed
+from student_trainer.evaluation.evaluation import ValidationTeacher
 from student_trainer.evaluation.samples import Samples
 from student_trainer.generating.rollouts.advice import WritingAdvice
 from student_trainer.generating.rollouts.kept import KeptRollouts
@@ -106,6 +107,42 @@ class Teaching:
 
 
 @dataclass(frozen=True)
+class Source:
+    """One of several sources of a run, its rows, and what is learnt of them.
+
+    Attributes:
+        name: what metrics call it.
+        teacher: the name of its teacher; None without one, then the objective's alpha is 1.
+        objective: of its rows, without the ids that its teacher cannot teach.
+        validation: returns its held-out batches, the same in every call.
+    """
+
+    name: str
+    teacher: str | None
+    objective: Objective
+    validation: Callable[[], Iterable[Batch]]
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """What a run of several sources has instead of one teacher.
+
+    Attributes:
+        sources: in the order of the spec.
+        teachings: the teachers by name, in the order of the spec; none for cross entropy only.
+        asks_about_validation: the same, asked about held-out rows.
+        temperature: of all objectives.
+        epoch_of: returns in which of its epochs a source is at the beginning of a step.
+    """
+
+    sources: Sequence[Source]
+    teachings: Mapping[str, Teaching]
+    asks_about_validation: Mapping[str, ValidationTeacher]
+    temperature: float
+    epoch_of: Callable[[int, int], int]
+
+
+@dataclass(frozen=True)
 class Settings:
     """The numbers of a run; `learning_rate` returns the rate of a step (0-based).
 
@@ -134,7 +171,8 @@ class Parts:
         optimizer: over the student's parameters; the loop sets its learning rate.
         batches: training data; this rank's rows of each step.
         validation: returns the held-out batches, the same in every call; None means never evaluate.
-        teaching: None exactly if the objective's alpha is 1.
+        teaching: None exactly if the objective's alpha is 1, or the run has several sources.
+        mixed: the sources and teachers of a run of several; None for one dataset.
         recorder: records every step.
         checkpoints: None means none are saved.
         checkpoint_facts: further content of every checkpoint's state.
@@ -167,6 +205,7 @@ class Parts:
     in_flight: Sequence[Rollout] | None = None
     writing_advice: WritingAdvice | None = None
     kept_rollouts: KeptRollouts | None = None
+    mixed: Mixed | None = None
 
 
 @dataclass

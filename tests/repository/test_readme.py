@@ -44,7 +44,8 @@ def test_the_body_that_curl_sends_is_a_spec() -> None:
 
 def test_the_specs_of_the_first_run_are_specs_that_belong_together() -> None:
     blocks = re.findall(r"^```yaml\n(.*?)^```", TRAINING, re.DOTALL | re.MULTILINE)
-    teacher, student, on_policy = (parse_spec(yaml.safe_load(block)) for block in blocks)
+    teacher, student, on_policy, mixed = (parse_spec(yaml.safe_load(block)) for block in blocks)
+    assert list(mixed.teachers or ()) == ["coder", "maths"]
     assert not teacher.distils
     assert student.distils
     assert student.student.init == teacher.name

@@ -184,7 +184,10 @@ def estimate_run(
         validation = spec.evaluation.max_sequences if rows is None else rows.validation
         every = spec.evaluation.every_steps
         evaluations = (first_step == 0) + _times(first_step, last, every)
-        teacher_tokens = steps * tokens_per_step + round(evaluations * validation * tokens_per_row)
+        # Of several sources, those that a server scores; each holds out rows of its own.
+        share, num_asked = _asked_share(spec)
+        teacher_tokens = round(share * steps * tokens_per_step)
+        teacher_tokens += round(evaluations * num_asked * validation * tokens_per_row)
     speed = 0.0 if model is None else model.measured_tokens_per_second
     checkpoint = _checkpoint_bytes(shape)
     checkpoints = min(
@@ -207,6 +210,19 @@ def estimate_run(
             else checkpoints * checkpoint + FLOAT32_BYTES * shape.num_parameters
         ),
     )
+
+
+def _asked_share(spec: RunSpec) -> tuple[float, int]:
+    """Returns the share of the rows that a server scores, and of how many datasets they are."""
+    sources, teachers = spec.data.sources, spec.teachers or {}
+    if sources is None:
+        return 1, 1
+    asked = [
+        source.weight
+        for source in sources
+        if source.teacher is not None and teachers[source.teacher].record is None
+    ]
+    return sum(asked) / sum(source.weight for source in sources), len(asked)
 
 
 def bytes_to_come(

@@ -88,6 +88,15 @@ def test_a_teacher_that_is_down_is_reported(client, plane):
     assert "lectern teacher serve" in said
 
 
+def test_a_run_of_several_teachers_is_refused_by_name(client, plane, address):
+    body = distilling(address)
+    sources = [{"path": "text", "teacher": "own"}]
+    body |= {"teachers": {"own": body.pop("teacher")}}
+    body["data"] = {"seq_len": 8, "sources": sources}
+    said = refused(client, plane, body, 422, "invalid_spec")
+    assert "teachers: a control plane takes no runs of several teachers yet" in said
+
+
 def test_another_tokenizer_is_refused_with_the_ids_that_differ(client, plane, address):
     write_student(plane, OTHER)
     said = refused(client, plane, distilling(address), 422, "tokenizer_mismatch")

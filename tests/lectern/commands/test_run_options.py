@@ -72,6 +72,17 @@ student: {config: tiny}
 data: {path: text, seq_len: 8}
 """,
     """
+name: g
+teachers:
+  big: {address: "127.0.0.1:1", record: null, record_to: null, model: null, representation: top_k,
+    top_k: 3, num_draws: null, prefetch_steps: 1, deadline_seconds: 7, outage_budget_seconds: 8,
+    token_file: t, tls_ca_file: null, tls_cert_file: null, tls_key_file: null,
+    vocabulary: same, allow_same_weights: true}
+student: {config: tiny}
+data: {seq_len: 8, sources: [{path: text, weight: 3, teacher: big, name: code},
+  {path: held-out, weight: 1, teacher: null, name: rest}]}
+""",
+    """
 name: d
 student: {config: tiny}
 data: {path: chats, seq_len: 8, long_chats: drop}
@@ -96,7 +107,7 @@ evaluation:
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and name != "teachers":  # by names of one's own
             found |= flat(value, f"{prefix}{name}.")
         else:
             found[prefix + name] = value
@@ -143,6 +154,8 @@ def test_the_command_line_takes_every_option(lectern, tmp_path, monkeypatch) -> 
         given = flat(yaml.safe_load(text))
         assert {name: resolved[name] for name in given} == given
         taken |= given.keys()
+        for source in given.get("data.sources", []):
+            taken |= {f"data.sources.{name}" for name in source}
         absent_sections = {
             "teacher",
             "student.lora",

@@ -280,7 +280,7 @@ def test_no_value_of_any_field_is_refused_in_the_words_of_a_library() -> None:
             for field, message in found:
                 assert not re.search(r"(Input|String|List|Tuple|Field|Keys|Unable) ", message)
                 assert len(message) < 800 and message.isascii()
-                named = re.sub(r"\.\d+$", "", field)
+                named = re.sub(r"\.\d+$|(?<=^teachers)\.x$", "", field)
                 assert named in known or message.startswith(("unknown field", "expected a name"))
 
 

@@ -96,6 +96,30 @@ def test_the_card_of_a_distilled_student_names_teacher_and_objective_but_not_its
         assert secret not in card
 
 
+def test_the_card_names_each_of_several_teachers_but_no_address(own):
+    values = own.folder.read_spec().model_dump(mode="json")
+    sources = [{"path": "code", "weight": 3, "teacher": "coder"}, {"path": "web"}]
+    spec = parse_spec(
+        {
+            **values,
+            "teachers": {"coder": {"address": "teacher.internal:50051", "token_file": "secret"}},
+            "data": {**values["data"], "kind": "shards", "path": None, "sources": sources},
+            "objective": {"alpha": 0.25},
+        }
+    )
+    known = {"teacher_model": "big/coder", "teacher_fingerprint": "f00d"}
+    metadata = {**own.metadata, "teachers": {"coder": known}}
+    card = card_text(facts_of(replace(own, metadata=metadata), spec=spec))
+    for expected in (
+        "distilled from `big/coder`, each on data of its own",
+        "| Teacher coder | `big/coder`, fingerprint `f00d`, answers as `hidden` |",
+        "`code` (weight 3, teacher coder), `web` (weight 1, cross entropy only)",
+        "of sources without a teacher cross entropy only",
+    ):
+        assert expected in card
+    assert "internal" not in card and "secret" not in card
+
+
 def test_the_card_says_which_rows_the_student_wrote(own):
     for fraction, share in ((1, "wrote all rows"), (0.25, "wrote 25% of the rows")):
         spec = parse_spec(

@@ -373,6 +373,12 @@ ON_POLICY = "tests/student_trainer/generating/rollouts/test_on_policy_runs.py"
 SHOWN_ELSEWHERE = {
     "rollout.prompts": ON_POLICY,
     "rollout.engine": "tests/lectern_common/spec/test_rollout.py",
+    "teachers": "test_mixed_runs.py",
+    "data.sources": "test_mixed_runs.py",
+    "data.sources.path": "test_mixed_runs.py",
+    "data.sources.weight": "tests/student_trainer/data/test_mixed.py",
+    "data.sources.teacher": "test_mixed_runs.py",
+    "data.sources.name": "tests/lectern_common/spec/test_sources.py",
     "teacher.record": "tests/student_trainer/record/test_recorded_runs.py",
     "teacher.record_to": "tests/student_trainer/record/test_kept.py",
     "priority": "tests/control_plane/runs/test_line.py",

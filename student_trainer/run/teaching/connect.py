@@ -1,5 +1,6 @@
 """Connects the teacher of a run spec, and checks that it fits student and data."""
 
+from collections.abc import Callable
 from typing import Any
 
 from lectern_common.checks.beginnings import beginnings_check
@@ -30,6 +31,7 @@ def open_teaching(
     loaded: LoadedStudent,
     manifest: ShardManifest | None,
     taught_by: TeacherIdentity | None,
+    on_outage: Callable[[str | None], None] | None = None,
 ) -> Teaching:
     """Connects the run's teacher, and returns it with how the run asks it.
 
@@ -40,17 +42,20 @@ def open_teaching(
         manifest: of the training shards; None for synthetic data.
         taught_by: the teacher that the run was accepted with, or began with; None means not known
             yet.
+        on_outage: is told why the teacher is away, and None once it is back; None means the
+            recorder is.
 
     Raises:
         LecternError: the teacher cannot be reached, is a different model, or does not fit.
     """
     source: RemoteTeacher | RecordedTeacher
     if teacher.record is None:
-        source = remote = _remote(run, teacher, loaded.student.vocab_size)
+        away = run.recorder.teacher_away if on_outage is None else on_outage
+        source = remote = _remote(run, teacher, loaded.student.vocab_size, away)
     else:
         source, remote = _recorded(run, loaded.student.vocab_size, manifest), None
     model = source.connect(taught_by)
-    untaught = _require_fits(run, source, loaded, manifest)
+    untaught = require_fits(run, source, loaded, manifest)
     if untaught.note is not None:
         _log.warning("vocabularies_differ", message=untaught.note)
     source.narrow()
@@ -83,7 +88,12 @@ def teacher_facts(model: teacher_pb2.Model | None) -> dict[str, Any]:
     }
 
 
-def _remote(run: RunContext, teacher: TeacherSpec, vocab_size: int) -> RemoteTeacher:
+def _remote(
+    run: RunContext,
+    teacher: TeacherSpec,
+    vocab_size: int,
+    on_outage: Callable[[str | None], None],
+) -> RemoteTeacher:
     """Returns the teacher's client, not yet connected."""
     remote = teacher_of(
         teacher,
@@ -92,7 +102,7 @@ def _remote(run: RunContext, teacher: TeacherSpec, vocab_size: int) -> RemoteTea
         vocab_size=vocab_size,
         device=run.device,
         stop=run.stop,
-        on_outage=run.recorder.teacher_away,
+        on_outage=on_outage,
     )
     return run.stack.enter_context(remote)
 
@@ -105,7 +115,7 @@ def _recorded(run: RunContext, vocab_size: int, manifest: ShardManifest | None) 
     return teacher
 
 
-def _require_fits(
+def require_fits(
     run: RunContext,
     teacher: RemoteTeacher | RecordedTeacher,
     loaded: LoadedStudent,
