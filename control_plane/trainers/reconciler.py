@@ -416,8 +416,9 @@ class Reconciler:
                 raise Conflict(f"{self._kind.noun} {run.id} has another program's process")
             if found is None:
                 resume = self._kind.prepare(run)
-                environment = slots_environment(run.slots or (), run.threads)
-                environment |= {ATTEMPT_VARIABLE: str(run.attempt)}
+                environment = {ATTEMPT_VARIABLE: str(run.attempt)}
+                if not self._launcher.has_own_queue:  # a site gives its own devices and cores
+                    environment |= slots_environment(run.slots or (), run.threads)
                 found = self._launcher.start(
                     folder,
                     attempt=run.attempt,
@@ -472,7 +473,8 @@ class Reconciler:
         gpus = sum(slot != "cpu" for slot in slots) if slots else device.count
         if device.kind == "cpu":
             gpus = 0
-        return Needs(gpus, 1, device.count, run.threads or device.threads)
+        threads = device.threads if self._launcher.has_own_queue else run.threads
+        return Needs(gpus, 1, device.count, threads)
 
     def _seconds_of(self, run: Job, what: str) -> float:
         """Returns the seconds since this process first saw `what` of the run's attempt."""

@@ -329,14 +329,16 @@ def test_a_killed_fork_leaves_nothing_that_the_next_start_does_not_remove(tmp_pa
     assert left_in(plane) == {".new-x"}  # young, and perhaps of a living `lectern train`
 
 
-def test_a_fork_whose_folder_is_gone_does_not_begin_from_nothing(client, plane, source, fork):
+def test_a_fork_whose_folder_is_gone_does_not_begin_from_nothing(
+    client, plane, source, fork, processes
+):
     plane.commands.request_stop(source.run_id)
     blocker = [create(client, f"b-{number}") for number in range(3)]
     run = fork().json()
     shutil.rmtree(plane.roots.runs / run["id"])
     for one in blocker:
         client.post(f"/runs/{one['id']}/stop")
-    for process in list(plane.reconciler._processes.alive()):
+    for process in processes.alive():
         process.say("stopped")
         process.end(0)
     wait_for(lambda: state_of(client, run["id"]) == "failed")

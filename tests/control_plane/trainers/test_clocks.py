@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from control_plane.runs.commands import RunCommands
+from control_plane.trainers.launching.local import LocalLauncher
 from control_plane.trainers.launching.processes import LocalProcesses
 from control_plane.trainers.reconciler import Reconciler
 from lectern_common.run.folder import RunFolder
@@ -171,8 +172,14 @@ def test_a_real_trainer_whose_clock_is_an_hour_off_is_adopted_and_stopped(bench,
     run = bench.create(schedule={"steps": 100_000, "warmup_steps": 0})
     first = LocalProcesses(STAND_IN, environment)
     for launcher in (first, LocalProcesses(STAND_IN)):
-        parts = (bench.runs, bench.commands, bench.roots, launcher, bench.devices, bench.clock)
-        reconciler = Reconciler(*parts)
+        reconciler = Reconciler(
+            bench.runs,
+            bench.commands,
+            bench.roots,
+            LocalLauncher(launcher),
+            bench.devices,
+            bench.clock,
+        )
 
         def trains(reconciler: Reconciler = reconciler) -> bool:
             reconciler.tick()

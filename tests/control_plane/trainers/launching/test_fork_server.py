@@ -24,6 +24,7 @@ from control_plane.trainers.launching.fork_server import (
     NotForked,
     server_environment,
 )
+from control_plane.trainers.launching.local import LocalLauncher
 from control_plane.trainers.launching.processes import LocalProcesses
 from control_plane.trainers.reconciler import Reconciler
 from lectern_common.json_lines import read_json_lines
@@ -359,7 +360,12 @@ def test_a_run_whose_trainer_is_killed_before_it_is_told_restarts_by_itself(tmp_
         wait_for(server.is_ready)
         launcher = LocalProcesses(STAND_IN, bench.roots.environment(), server)
         loop = Reconciler(
-            bench.runs, bench.commands, bench.roots, launcher, bench.devices, clock=bench.clock
+            bench.runs,
+            bench.commands,
+            bench.roots,
+            LocalLauncher(launcher),
+            bench.devices,
+            clock=bench.clock,
         )
         run = bench.create()
         loop.tick()
@@ -428,7 +434,7 @@ def test_a_server_that_was_steady_for_long_may_die_any_number_of_times(capsys):
 
 def test_readyz_says_that_trainers_are_not_forked_any_more(client, plane):
     assert "slowed" not in client.get("/readyz").json()
-    plane.processes.slowed = lambda: "the fork server failed 5 times in a row; last: it has ended"
+    plane.launcher.slowed = lambda: "the fork server failed 5 times in a row; last: it has ended"
     answer = client.get("/readyz")
     assert answer.status_code == 200
     assert "trainers are started afresh" in answer.json()["slowed"]["fork_server"]

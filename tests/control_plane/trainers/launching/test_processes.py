@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from control_plane.trainers.launching.fork_server import ForkServer
+from control_plane.trainers.launching.local import LocalLauncher
 from control_plane.trainers.launching.processes import LocalProcesses
 from control_plane.trainers.reconciler import Reconciler
 from lectern_common.json_lines import read_json_lines
@@ -162,7 +163,12 @@ def test_a_control_plane_killed_while_it_starts_a_run_leaves_one_trainer(
     if spawned:
         start(launcher, RunFolder.create(bench.roots.runs, run.id, run.run_spec))
     reconciler = Reconciler(
-        bench.runs, bench.commands, bench.roots, launcher, bench.devices, bench.clock
+        bench.runs,
+        bench.commands,
+        bench.roots,
+        LocalLauncher(launcher),
+        bench.devices,
+        bench.clock,
     )
     reconciler.tick()
     wait_for(lambda: (status := folder.read_status()) and status.state == "running")
