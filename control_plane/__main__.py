@@ -27,8 +27,8 @@ from control_plane.runs.commands import MAX_QUEUED
 from control_plane.runs.keeping.backups import EVERY_HOURS, KEPT
 from control_plane.teachers.secrets import configured_teachers
 from control_plane.trainers.devices import DEFAULT_MAX_RUNNING, Devices, Waiting, cuda_devices
-from control_plane.trainers.fork_server import FORK_SERVER_ARGV, ForkServer
-from control_plane.trainers.launcher import TRAINER_ARGV, Launcher
+from control_plane.trainers.launching.fork_server import FORK_SERVER_ARGV, ForkServer
+from control_plane.trainers.launching.local import TRAINER_ARGV, LocalLauncher
 from control_plane.trainers.overdue import WAITING_MINUTES
 from control_plane.trainers.reconciler import STOP_GRACE_SECONDS
 from lectern_common.callers import require_known_callers
@@ -226,7 +226,7 @@ def _serve(
         fork_server = None
         if options.fork_server and fork_server_argv is not None:
             fork_server = ForkServer(devices.threads(Waiting("", "auto")), fork_server_argv)
-        launcher = Launcher(trainer_argv, roots.environment(), fork_server)
+        launcher = LocalLauncher(trainer_argv, roots.environment(), fork_server)
         plane = open_plane(
             roots,
             devices=devices,

@@ -56,7 +56,7 @@ from control_plane.trainers.devices import Devices
 from control_plane.trainers.healing import Healing, Obstacle
 from control_plane.trainers.kinds.line import Line
 from control_plane.trainers.kinds.tasks import TaskKind
-from control_plane.trainers.launcher import TRAINER_ARGV, Launcher
+from control_plane.trainers.launching.local import TRAINER_ARGV, LocalLauncher
 from control_plane.trainers.obstacles import data_obstacle, disk_obstacle
 from control_plane.trainers.overdue import WAITING_MINUTES, Overdue
 from control_plane.trainers.reconciler import STOP_GRACE_SECONDS, Processes, Reconciler
@@ -281,7 +281,7 @@ def open_plane(
 
     Args:
         teachers: configured servers, and the secrets that may be sent to each.
-        processes: starts and ends trainers; None means a Launcher of the usual trainer.
+        processes: starts and ends trainers; None means a LocalLauncher of the usual trainer.
         stops_runs_on_exit: `stop` ends the trainers; otherwise they keep running and are adopted
             later.
         max_queued: how many runs may wait for a device.
@@ -317,7 +317,7 @@ def open_plane(
     finish_deletions(runs, roots.runs)
     finish_forks(runs, roots.runs)
     sweep(roots.runs)
-    launcher = processes or Launcher(TRAINER_ARGV, roots.environment())
+    launcher = processes or LocalLauncher(TRAINER_ARGV, roots.environment())
     adoption = Adoption(runs, commands, roots.runs, launcher.find, devices.cuda)
     adoption.catch_up()
     adoption.mention_unknown()

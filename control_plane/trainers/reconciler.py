@@ -74,7 +74,7 @@ _log = get_logger()
 
 
 class Processes(Protocol):
-    """What the loop needs of launcher.Launcher; tests pass a fake."""
+    """What the loop needs of launching.local.LocalLauncher; tests pass a fake."""
 
     def tend(self) -> None: ...
 

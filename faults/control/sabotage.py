@@ -9,13 +9,13 @@ from faults.replacing import put
 
 def _only_own_children_are_alive(program: str) -> None:
     if program == "control":
-        from control_plane.trainers.launcher import Launcher
+        from control_plane.trainers.launching.local import LocalLauncher
 
-        def is_child(self: Launcher, process: Any) -> bool:
+        def is_child(self: LocalLauncher, process: Any) -> bool:
             child = self._children.get(process.pid)
             return child is not None and child.poll() is None
 
-        put(Launcher, "is_alive", is_child)
+        put(LocalLauncher, "is_alive", is_child)
 
 
 def _interrupted_runs_stay_so(program: str) -> None:
@@ -30,24 +30,24 @@ def _interrupted_runs_stay_so(program: str) -> None:
 
 def _trainers_are_not_looked_for(program: str) -> None:
     if program == "control":
-        from control_plane.trainers.launcher import Launcher
+        from control_plane.trainers.launching.local import LocalLauncher
 
         def none(*_: object) -> None:
             return None
 
-        put(Launcher, "find", none)
+        put(LocalLauncher, "find", none)
 
 
 def _a_pid_is_enough(program: str) -> None:
     if program == "control":
         import psutil
 
-        from control_plane.trainers.launcher import Launcher
+        from control_plane.trainers.launching.local import LocalLauncher
 
-        def is_there(_self: Launcher, process: Any) -> bool:
+        def is_there(_self: LocalLauncher, process: Any) -> bool:
             return psutil.pid_exists(process.pid)
 
-        put(Launcher, "is_alive", is_there)
+        put(LocalLauncher, "is_alive", is_there)
 
 
 def _keys_are_not_remembered(program: str) -> None:
@@ -78,14 +78,14 @@ def _only_the_leader_is_killed(program: str) -> None:
         import contextlib
         import signal
 
-        from control_plane.trainers.launcher import Launcher
+        from control_plane.trainers.launching.local import LocalLauncher
 
-        def kill(self: Launcher, process: Any) -> None:
+        def kill(self: LocalLauncher, process: Any) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
             self.forget(process)
 
-        put(Launcher, "kill", kill)
+        put(LocalLauncher, "kill", kill)
 
 
 def _database_errors_are_bugs(program: str) -> None:
@@ -223,16 +223,16 @@ def _unseen_is_gone(program: str) -> None:
 
 def _logs_stay_open(program: str) -> None:
     if program == "control":
-        from control_plane.trainers.launcher import Launcher
+        from control_plane.trainers.launching.local import LocalLauncher
 
-        start = Launcher.start
+        start = LocalLauncher.start
 
-        def leaking(self: Launcher, folder: Any, **named: Any) -> Any:
+        def leaking(self: LocalLauncher, folder: Any, **named: Any) -> Any:
             kept.append(folder.log_path.open("ab"))
             return start(self, folder, **named)
 
         kept: list[Any] = []
-        put(Launcher, "start", leaking)
+        put(LocalLauncher, "start", leaking)
 
 
 def _the_list_reads_every_run(program: str) -> None:
@@ -252,14 +252,14 @@ def _the_list_reads_every_run(program: str) -> None:
 
 def _trainers_inherit_everything(program: str) -> None:
     if program == "control":
-        from control_plane.trainers.launcher import Launcher
+        from control_plane.trainers.launching.local import LocalLauncher
 
-        start = Launcher.start
+        start = LocalLauncher.start
 
-        def started(self: Launcher, folder: Any, *, environment: Any, **named: Any) -> Any:
+        def started(self: LocalLauncher, folder: Any, *, environment: Any, **named: Any) -> Any:
             return start(self, folder, environment={**os.environ, **environment}, **named)
 
-        put(Launcher, "start", started)
+        put(LocalLauncher, "start", started)
 
 
 def _other_versions_are_unreadable(program: str) -> None:
@@ -283,18 +283,18 @@ def _processes_are_known_by_the_wall_clock(program: str) -> None:
     if program == "control":
         import psutil
 
-        from control_plane.trainers.launcher import Launcher
+        from control_plane.trainers.launching.local import LocalLauncher
 
-        is_alive = Launcher.is_alive
+        is_alive = LocalLauncher.is_alive
         created: dict[int, float] = {}
 
-        def has_its_time(self: Launcher, process: Any) -> bool:
+        def has_its_time(self: LocalLauncher, process: Any) -> bool:
             if not is_alive(self, process):
                 return False
             now = psutil.Process(process.pid).create_time()
             return abs(now - created.setdefault(process.pid, now)) < 2
 
-        put(Launcher, "is_alive", has_its_time)
+        put(LocalLauncher, "is_alive", has_its_time)
 
 
 def _statuses_are_believed(program: str) -> None:

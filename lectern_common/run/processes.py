@@ -19,6 +19,7 @@ from lectern_common.errors import Misconfigured
 from lectern_common.files import lock_file
 
 PROC = Path("/proc")
+LOCAL = "local"  # the backend of processes of this machine
 _ENDED = ("Z", "X", "x")  # states of processes that no longer run: zombie, dead
 _STATE, _START_TICKS = 0, 19  # fields 3 and 22 of /proc/PID/stat, counted after the name
 
@@ -35,6 +36,44 @@ class Identity:
     pid: int
     boot_id: str
     start_ticks: int
+
+
+@dataclass(frozen=True)
+class Handle:
+    """What a backend knows a started process, or job, by; `id` is opaque to everyone else.
+
+    In the database it is one text, "backend:id".
+
+    Attributes:
+        backend: "local", or the scheduler of a site: "slurm", "ray".
+        id: never empty.
+    """
+
+    backend: str
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.backend}:{self.id}"
+
+    @classmethod
+    def of(cls, text: str | None) -> "Handle | None":
+        """Returns the handle of a text; None for None, and for a text that is no handle's."""
+        backend, _, key = (text or "").partition(":")
+        return cls(backend, key) if backend and key else None
+
+    @classmethod
+    def of_process(cls, process: Identity) -> "Handle":
+        """Returns the handle of a process of this machine."""
+        return cls(LOCAL, f"{process.pid}/{process.start_ticks}/{process.boot_id}")
+
+    @property
+    def process(self) -> Identity | None:
+        """The process of this machine that it names; None if another backend's, or damaged."""
+        pid, _, rest = self.id.partition("/")
+        ticks, _, boot = rest.partition("/")
+        if self.backend != LOCAL or not pid.isdecimal() or not ticks.isdecimal():
+            return None
+        return Identity(int(pid), boot, int(ticks))
 
 
 def identity_of(pid: int, proc: Path = PROC, *, ended_too: bool = False) -> Identity | None:

@@ -3,7 +3,8 @@
 It imports once what every trainer imports, which takes seconds, and does nothing else with it: it
 has one thread, no tensor, no CUDA. A forked process then becomes a trainer like a fresh one: a
 session, a log, an environment and a command line of its own. The control plane starts one server
-(control_plane/trainers/fork_server.py) and talks to it over the socket DESCRIPTOR, a message each:
+(control_plane/trainers/launching/fork_server.py) and talks to it over the socket DESCRIPTOR, a
+message each:
 
     {"ready": MIB}                        out, once: the memory that it holds; or {"unfit": WHY}
     {} and two descriptors: pipe, log     in: fork

@@ -10,11 +10,11 @@ import os
 import random
 import threading
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -45,7 +45,7 @@ CHECKED = 12
 _log = get_logger()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Indexed:
     """What is known of a file at one moment; what several charts need of it is computed once.
 
@@ -54,12 +54,14 @@ class Indexed:
         rest: the last lines, fewer than a chunk.
         position: the end of the last complete line.
         revision: changes whenever the file does.
+        answers: what query.py computed of it last; replaced whole, since threads read it.
     """
 
     chunks: Sequence[Chunk]
     rest: Sequence[Line]
     position: Position
     revision: str
+    answers: Mapping[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def leaves(self) -> Array:

@@ -21,6 +21,9 @@ from lectern_common.json_lines import MAX_COUNT
 
 # So many lines for each bucket are read one by one.
 LINES_A_BUCKET = 8
+# Answers that are kept with what they were computed from; a bucket takes about 100 bytes.
+MAX_ANSWERS_KEPT = 4
+MAX_BUCKETS_KEPT = 10_000
 _X = ("step", "tokens", "seconds", "time")
 _STATS = ("min", "max", "mean", "count", "non_finite")
 # `order` is the number of the leaf that it lies in.
@@ -75,6 +78,8 @@ def series_of(
 ) -> Answer:
     """Returns the series of the wanted keys; one without values in the range is empty.
 
+    What was asked last of the same moment of a file is not computed again.
+
     Args:
         indexed: what is known of the file at `path`.
         path: metrics.jsonl.
@@ -82,6 +87,23 @@ def series_of(
         max_points: at most so many buckets a key.
         within: leaves out other steps.
     """
+    asked = (None if wanted is None else tuple(wanted), max_points, within)
+    answer = indexed.answers.get(asked)
+    if answer is None:
+        answer = _computed(indexed, path, wanted, max_points, within)
+        if sum(map(len, answer.series.values())) <= MAX_BUCKETS_KEPT:
+            kept = [*indexed.answers.items()][1 - MAX_ANSWERS_KEPT :]
+            indexed.answers = {**dict(kept), asked: answer}
+    return answer
+
+
+def _computed(
+    indexed: Indexed,
+    path: Path,
+    wanted: Collection[str] | None,
+    max_points: int,
+    within: Steps,
+) -> Answer:
     selected = indexed.keys if wanted is None else list(dict.fromkeys(wanted))
     leaves = indexed.leaves
     overlaps = (leaves["step"] >= within.first) & (leaves["first_step"] <= within.last)

@@ -174,7 +174,7 @@ def test_answers_keep_to_the_document(in_process):
     assert len(made) == len(list(operations())) - 1
 
 
-@pytest.mark.long
+@pytest.mark.rare
 def test_ten_thousand_answers_keep_to_the_document(in_process):
     count = len(list(operations()))
     made = keeps_its_word(in_process, -(-10_000 // count))

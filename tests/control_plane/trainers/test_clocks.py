@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from control_plane.runs.commands import RunCommands
-from control_plane.trainers.launcher import Launcher
+from control_plane.trainers.launching.local import LocalLauncher
 from control_plane.trainers.reconciler import Reconciler
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.processes import Identity, identity_of, is_alive
@@ -127,9 +127,9 @@ def test_a_status_that_names_a_process_of_someone_else_is_not_believed(bench, tm
     folder = RunFolder.create(tmp_path / "runs", run.id, run.run_spec)
     me = identity_of(os.getpid())
     assert me is not None
-    assert Launcher(STAND_IN).find(folder, me) is None
+    assert LocalLauncher(STAND_IN).find(folder, me) is None
     with folder.locked():
-        assert Launcher(STAND_IN).find(folder, me) == me
+        assert LocalLauncher(STAND_IN).find(folder, me) == me
 
 
 @pytest.mark.parametrize("recorded", [True, False])
@@ -170,8 +170,8 @@ def test_a_real_trainer_whose_clock_is_an_hour_off_is_adopted_and_stopped(bench,
     ).stdout.strip()
     environment = {"LD_PRELOAD": preload, "FAKETIME": offset}
     run = bench.create(schedule={"steps": 100_000, "warmup_steps": 0})
-    first = Launcher(STAND_IN, environment)
-    for launcher in (first, Launcher(STAND_IN)):
+    first = LocalLauncher(STAND_IN, environment)
+    for launcher in (first, LocalLauncher(STAND_IN)):
         parts = (bench.runs, bench.commands, bench.roots, launcher, bench.devices, bench.clock)
         reconciler = Reconciler(*parts)
 

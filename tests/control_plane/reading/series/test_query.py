@@ -183,3 +183,23 @@ def test_a_mean_of_huge_numbers_does_not_overflow(folder):
     series = series_of(folder.index.up_to_date(), folder.path, max_points=16).series
     assert series["x"]["mean"].tolist() == [1.7e308] * 16
     assert series["y"]["mean"].tolist() == [-5e-324] * 16
+
+
+def test_what_was_asked_last_of_an_unchanged_file_is_not_computed_again(tmp_path):
+    folder = Folder(tmp_path)
+    folder.write(0, 3000)
+
+    def asked(max_points: int = 50, within: Steps = EVERY_STEP):
+        now = folder.index.up_to_date()
+        return series_of(now, folder.path, ["loss/total"], max_points=max_points, within=within)
+
+    first = asked()
+    assert asked() is first
+    others = [asked(max_points=count) for count in range(51, 54)] + [asked(within=Steps(9, 99))]
+    assert all(len(one.series["loss/total"]) != len(first.series["loss/total"]) for one in others)
+    assert asked() is not first, "four are kept"
+    again = asked()
+    folder.write(3000, 3100)
+    assert asked() is not again
+    assert asked().last_step == 3099
+    folder.check()

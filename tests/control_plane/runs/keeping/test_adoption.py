@@ -16,7 +16,7 @@ from control_plane.runs.queries import Runs
 from control_plane.runs.record import Run, Wanted
 from control_plane.runs.search import Search
 from control_plane.runs.store import DATABASE_NAME, Store
-from control_plane.trainers.launcher import Launcher
+from control_plane.trainers.launching.local import LocalLauncher
 from control_plane.trainers.reconciler import Reconciler
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.processes import identity_of
@@ -388,7 +388,7 @@ def test_a_process_that_a_later_status_names_falsely_is_never_signalled(bench, t
     values |= {"attempt": 9, "state": "running", "pid": me.pid, "step": 9}
     values |= {"boot_id": me.boot_id, "start_ticks": me.start_ticks}
     folder.status_path.write_text(json.dumps(values))
-    launcher = Launcher()
+    launcher = LocalLauncher()
     Adoption(bench.runs, bench.commands, bench.roots.runs, launcher.find).catch_up()
     assert bench.runs.get(run.id).process is None
     bench.commands.request_stop(run.id)

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from control_plane.trainers.fork_server import ForkServer
-from control_plane.trainers.launcher import Launcher
+from control_plane.trainers.launching.fork_server import ForkServer
+from control_plane.trainers.launching.local import LocalLauncher
 from control_plane.trainers.reconciler import Reconciler
 from lectern_common.json_lines import read_json_lines
 from lectern_common.run.folder import RunFolder
@@ -21,12 +21,12 @@ from tests.control_plane.conftest import STAND_IN, STAND_IN_FORK_SERVER, spec, w
 
 
 @pytest.fixture(params=["started afresh", "forked"])
-def launcher(request: pytest.FixtureRequest) -> Iterator[Launcher]:
+def launcher(request: pytest.FixtureRequest) -> Iterator[LocalLauncher]:
     server = None
     if request.param == "forked":
         server = ForkServer(1, STAND_IN_FORK_SERVER)
         wait_for(server.is_ready)
-    launcher = Launcher(STAND_IN, {"LECTERN_TEST": "from the launcher"}, server)
+    launcher = LocalLauncher(STAND_IN, {"LECTERN_TEST": "from the launcher"}, server)
     yield launcher
     if server is not None:
         for pid in server.living:
@@ -43,13 +43,13 @@ def folder_of(tmp_path: Path, name: str = "steady", steps: int = 100_000) -> Run
     return RunFolder.create(tmp_path, f"{name}-1", run_spec)
 
 
-def start(launcher: Launcher, folder: RunFolder, *, resume: bool = False) -> Identity:
+def start(launcher: LocalLauncher, folder: RunFolder, *, resume: bool = False) -> Identity:
     process = launcher.start(folder, resume=resume, environment={})
     wait_for(lambda: (status := folder.read_status()) and status.state == "running")
     return process
 
 
-def gone(launcher: Launcher, process: Identity) -> None:
+def gone(launcher: LocalLauncher, process: Identity) -> None:
     wait_for(lambda: not launcher.is_alive(process))
 
 
@@ -117,7 +117,7 @@ def test_a_zombie_of_another_parent_counts_as_dead(launcher):
 def test_a_process_with_other_start_ticks_is_a_different_process(launcher, tmp_path):
     process = start(launcher, folder_of(tmp_path))
     reused = replace(process, start_ticks=process.start_ticks - 1)
-    other = Launcher(STAND_IN)
+    other = LocalLauncher(STAND_IN)
     assert other.is_alive(process)
     assert not other.is_alive(reused)
     other.terminate(reused)
@@ -144,7 +144,7 @@ def test_a_trainer_is_found_by_its_folder(launcher, tmp_path):
     folder, other = folder_of(tmp_path), folder_of(tmp_path, "other")
     assert launcher.find(folder) is None
     process = start(launcher, folder)
-    assert Launcher(STAND_IN).find(folder) == process
+    assert LocalLauncher(STAND_IN).find(folder) == process
     assert launcher.find(other) is None
     launcher.kill(process)
     gone(launcher, process)
@@ -215,7 +215,7 @@ def test_processes_that_a_dead_trainer_left_behind_are_killed(launcher, tmp_path
 
 def test_a_command_that_does_not_exist_is_an_error(tmp_path):
     with pytest.raises(OSError, match="No such file"):
-        Launcher(["/no/such/trainer"]).start(folder_of(tmp_path), resume=False, environment={})
+        LocalLauncher(["/no/such/trainer"]).start(folder_of(tmp_path), resume=False, environment={})
 
 
 def is_running(process: psutil.Process) -> bool:
@@ -228,7 +228,7 @@ def is_running(process: psutil.Process) -> bool:
 def test_a_trainer_that_the_system_does_not_show_is_not_left_behind(tmp_path):
     folder = folder_of(tmp_path)
     (tmp_path / "proc").mkdir()
-    launcher = Launcher(STAND_IN, proc=tmp_path / "proc")
+    launcher = LocalLauncher(STAND_IN, proc=tmp_path / "proc")
     with pytest.raises(OSError, match="does not show it") as raised:
         launcher.start(folder, resume=False, environment={})
     assert not psutil.pid_exists(int(str(raised.value).split()[1]))

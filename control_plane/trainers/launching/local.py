@@ -14,9 +14,9 @@ from pathlib import Path
 
 import psutil
 
-from control_plane.trainers.environment import trainer_environment
-from control_plane.trainers.fork_server import ForkServer, NotForked
 from control_plane.trainers.kinds.kind import Folder
+from control_plane.trainers.launching.environment import trainer_environment
+from control_plane.trainers.launching.fork_server import ForkServer, NotForked
 from lectern_common.logs import get_logger
 from lectern_common.run.folder import STOP_AT_CHECKPOINT_SIGNAL
 from lectern_common.run.processes import (
@@ -35,7 +35,7 @@ _log = get_logger()
 TRAINER_ARGV = (sys.executable, "-m", "student_trainer")
 
 
-class Launcher:
+class LocalLauncher:
     """Starts, finds, stops and kills trainers on this machine.
 
     Args:

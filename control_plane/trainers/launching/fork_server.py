@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 
-from control_plane.trainers.environment import trainer_environment
+from control_plane.trainers.launching.environment import trainer_environment
 from lectern_common.logs import get_logger
 from lectern_common.threads import THREADS_VARIABLE
 
