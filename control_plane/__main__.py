@@ -28,7 +28,8 @@ from control_plane.runs.keeping.backups import EVERY_HOURS, KEPT
 from control_plane.teachers.secrets import configured_teachers
 from control_plane.trainers.devices import DEFAULT_MAX_RUNNING, Devices, Waiting, cuda_devices
 from control_plane.trainers.launching.fork_server import FORK_SERVER_ARGV, ForkServer
-from control_plane.trainers.launching.local import TRAINER_ARGV, LocalLauncher
+from control_plane.trainers.launching.local import LocalLauncher
+from control_plane.trainers.launching.processes import TRAINER_ARGV, LocalProcesses
 from control_plane.trainers.overdue import WAITING_MINUTES
 from control_plane.trainers.reconciler import STOP_GRACE_SECONDS
 from lectern_common.callers import require_known_callers
@@ -226,12 +227,12 @@ def _serve(
         fork_server = None
         if options.fork_server and fork_server_argv is not None:
             fork_server = ForkServer(devices.threads(Waiting("", "auto")), fork_server_argv)
-        launcher = LocalLauncher(trainer_argv, roots.environment(), fork_server)
+        launcher = LocalLauncher(LocalProcesses(trainer_argv, roots.environment(), fork_server))
         plane = open_plane(
             roots,
             devices=devices,
             teachers=teachers,
-            processes=launcher,
+            launcher=launcher,
             stops_runs_on_exit=options.on_exit == "stop",
             stop_grace_seconds=options.stop_grace_seconds,
             max_queued=options.max_queued_runs,

@@ -56,10 +56,12 @@ from control_plane.trainers.devices import Devices
 from control_plane.trainers.healing import Healing, Obstacle
 from control_plane.trainers.kinds.line import Line
 from control_plane.trainers.kinds.tasks import TaskKind
-from control_plane.trainers.launching.local import TRAINER_ARGV, LocalLauncher
+from control_plane.trainers.launching.local import LocalLauncher
+from control_plane.trainers.launching.processes import TRAINER_ARGV, LocalProcesses
+from control_plane.trainers.launching.seam import Launcher
 from control_plane.trainers.obstacles import data_obstacle, disk_obstacle
 from control_plane.trainers.overdue import WAITING_MINUTES, Overdue
-from control_plane.trainers.reconciler import STOP_GRACE_SECONDS, Processes, Reconciler
+from control_plane.trainers.reconciler import STOP_GRACE_SECONDS, Reconciler
 from control_plane.views.run_fields import run_view
 from control_plane.views.runs import RunView
 from control_plane.views.service import DiskView
@@ -101,7 +103,7 @@ class ControlPlane:
     sweeps: Sweeps
     changes: Wakes
     feed: Feed
-    processes: Processes
+    launcher: Launcher
     reconciler: Reconciler
     task_reconciler: Reconciler
     conditions: Conditions
@@ -178,8 +180,10 @@ class ControlPlane:
 
     def slowed(self) -> dict[str, str]:
         """Returns what makes its work slower than usual, though it does it, by part."""
-        why = self.processes.slowed()
-        return {} if why is None else {"fork_server": f"{why}; trainers are started afresh"}
+        why = self.launcher.slowed()
+        found = {} if why is None else {"fork_server": f"{why}; trainers are started afresh"}
+        away = self.reconciler.away or self.task_reconciler.away
+        return found if away is None else {**found, "launcher": away}
 
     def disk(self) -> DiskView:
         """Returns what is free on the disk of the run folders, and what active runs need of it.
@@ -253,7 +257,7 @@ class ControlPlane:
 
     def _look(self) -> None:
         if self.runs.at_rest():  # the whole look costs twenty times as much
-            self.processes.tend()
+            self.launcher.tend()
             return
         self.reconciler.tick()
         self.task_reconciler.tick()
@@ -267,7 +271,7 @@ def open_plane(
     *,
     devices: Devices,
     teachers: Mapping[str, SecretFiles] | None = None,
-    processes: Processes | None = None,
+    launcher: Launcher | None = None,
     stops_runs_on_exit: bool = False,
     stop_grace_seconds: float = STOP_GRACE_SECONDS,
     max_queued: int = MAX_QUEUED,
@@ -281,7 +285,7 @@ def open_plane(
 
     Args:
         teachers: configured servers, and the secrets that may be sent to each.
-        processes: starts and ends trainers; None means a LocalLauncher of the usual trainer.
+        launcher: starts and ends trainers; None means the usual trainer on this machine.
         stops_runs_on_exit: `stop` ends the trainers; otherwise they keep running and are adopted
             later.
         max_queued: how many runs may wait for a device.
@@ -317,7 +321,7 @@ def open_plane(
     finish_deletions(runs, roots.runs)
     finish_forks(runs, roots.runs)
     sweep(roots.runs)
-    launcher = processes or LocalLauncher(TRAINER_ARGV, roots.environment())
+    launcher = launcher or LocalLauncher(LocalProcesses(TRAINER_ARGV, roots.environment()))
     adoption = Adoption(runs, commands, roots.runs, launcher.find, devices.cuda)
     adoption.catch_up()
     adoption.mention_unknown()
@@ -334,7 +338,7 @@ def open_plane(
         sweeps=Sweeps(store, commands, clock),
         changes=changes,
         feed=Feed(runs, lambda run: run_view(run, clock()), changes),
-        processes=launcher,
+        launcher=launcher,
         reconciler=Reconciler(
             runs,
             commands,

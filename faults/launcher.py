@@ -48,13 +48,13 @@ def _launch_ranks_alike(words: list[str]) -> None:
 
 def _launch_trainers_alike(faults: list[str], sabotaged: str | None) -> None:
     """Makes a control plane start its trainers through this launcher too."""
-    from control_plane.trainers.launching import fork_server, local
+    from control_plane.trainers.launching import fork_server, processes
     from faults.replacing import put
 
     words = [word for fault in faults for word in ("--fault", fault)]
     words += ["--sabotage", sabotaged] if sabotaged is not None else []
     argv = (sys.executable, "-m", "faults.launcher", "trainer", *words, "--")
-    put(local, "TRAINER_ARGV", argv)
+    put(processes, "TRAINER_ARGV", argv)
     put(fork_server, "FORK_SERVER_ARGV", (*argv, "--fork-server"))
 
 

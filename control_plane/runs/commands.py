@@ -8,7 +8,6 @@ history together. The decisions are functions in `decisions.py`; `creation.py` m
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
 from typing import Any, ClassVar, Generic, TypeVar
 
 import sqlalchemy as sa
@@ -44,7 +43,7 @@ from control_plane.runs.store import (
 )
 from lectern_common.errors import Conflict, InvalidRequest, NotFound, Overloaded
 from lectern_common.logs import get_logger
-from lectern_common.run.processes import Identity
+from lectern_common.run.processes import Handle
 from lectern_common.run.status import RESTING, RunState, Status
 from lectern_common.spec.run_spec import LABELS, RunSpec
 from lectern_common.teacher.identity import TeacherIdentity
@@ -89,7 +88,7 @@ class JobCommands(Generic[_Job]):
     def claim(self, job_id: str, slots: tuple[str, ...], threads: int = 1) -> _Job | None:
         """Returns it as starting on `slots`, or None if it is no longer queued, or deleted.
 
-        Called before its process is started: a later loop that finds a starting one without a pid
+        Called before its process is started: a later loop that finds one without a handle
         looks for the process before it starts one.
 
         Args:
@@ -111,13 +110,13 @@ class JobCommands(Generic[_Job]):
             return None
         return job if is_mine else None
 
-    def has_process(self, job_id: str, process: Identity) -> _Job:
-        """Records which process works on it."""
+    def has_process(self, job_id: str, handle: Handle) -> _Job:
+        """Records which process, or job of a scheduler, works on it."""
 
         def decide(job: _Job) -> Change:
             of_another = decisions.without(job, ["process_create_time"])
-            older = of_another if job.pid != process.pid else {}
-            return Change.of_columns(job, **asdict(process), **older)
+            older = of_another if job.pid != handle.pid else {}
+            return Change.of_columns(job, handle=str(handle), **older)
 
         return self._change(job_id, decide)
 

@@ -31,8 +31,8 @@ MAX_RESTARTS = 5
 MAX_RESTART_DELAY_SECONDS = 60.0
 HEARTBEAT_NEWS_SECONDS = 5.0  # how often a status that differs only in its heartbeat is stored
 # Columns of the process of one that is active.
-NO_PID = ("pid", "process_create_time", "boot_id", "start_ticks")
-NO_PROCESS = (*NO_PID, "slots", "threads", "stale_since", "stalled_since")
+NO_HANDLE = ("handle", "process_create_time")
+NO_PROCESS = (*NO_HANDLE, "slots", "threads", "stale_since", "stalled_since")
 
 
 def require_goes_on(run: Run, spec: RunSpec) -> None:
@@ -134,7 +134,7 @@ def claimed(run: Job, slots: Sequence[str], threads: int, now: float) -> Change 
         "threads": threads,
         "attempt": run.attempt + 1,
         "launched_at": now,
-        **without(run, NO_PID),
+        **without(run, NO_HANDLE),
         "stop_sent_at": None,
         "resume_at": None,
     }

@@ -24,7 +24,7 @@ from control_plane.runs.store import alerts, deleted_runs, history, runs, sound_
 from lectern_common.errors import CorruptData, FolderMissing, InvalidSpec, NotFound
 from lectern_common.json_lines import MAX_COUNT
 from lectern_common.run.folder import ForkedFrom, RunFolder
-from lectern_common.run.processes import Identity
+from lectern_common.run.processes import Handle, Identity
 from lectern_common.run.status import RESUMABLE, RunState, Status, salvaged_status
 from lectern_common.run.untrusted import cut
 from lectern_common.spec.load import parse_spec
@@ -104,10 +104,8 @@ class Run:
     slots: list[str] | None = None  # its devices while active, one for each of its processes
     threads: int | None = None  # CPU threads of each of its processes, while active
     launched_at: float | None = None  # of the last attempt, before its process was started
-    pid: int | None = None  # of the last attempt; None until recorded
+    handle: Handle | None = None  # of the last attempt; None until recorded
     process_create_time: float | None = None  # only in rows of older releases
-    boot_id: str | None = None
-    start_ticks: int | None = None
     stop_sent_at: float | None = None  # when this attempt was sent SIGTERM
     active_since: float | None = None
     active_seconds: float = 0.0  # of earlier attempts
@@ -140,11 +138,14 @@ class Run:
             raise CorruptData(f"the row of run {self.id} does not name its teacher") from None
 
     @property
+    def pid(self) -> int | None:
+        """The pid of its process on this machine; None if it has none here."""
+        return None if self.handle is None else self.handle.pid
+
+    @property
     def process(self) -> Identity | None:
         """The process of the last attempt; None until recorded, and in rows of older releases."""
-        if self.pid is None or self.boot_id is None or self.start_ticks is None:
-            return None
-        return Identity(self.pid, self.boot_id, self.start_ticks)
+        return None if self.handle is None else self.handle.process
 
     @cached_property
     def last_status(self) -> Status | None:
@@ -269,6 +270,10 @@ class Job(Protocol):
     @property
     def threads(self) -> int | None: ...
     @property
+    def handle(self) -> Handle | None: ...
+    @property
+    def waits_for(self) -> str | None: ...
+    @property
     def pid(self) -> int | None: ...
     @property
     def process(self) -> Identity | None: ...
@@ -350,6 +355,7 @@ def _run_of(row: sa.RowMapping) -> Run:
     values = {column.name: stored_value(column, row[column.name]) for column in runs.columns}
     values["spec"] = _object(row["spec"])
     values["slots"] = _texts(row["slots"])
+    values["handle"] = Handle.of(values["handle"])
     values["teacher"] = None if row["teacher"] is None else _object(row["teacher"])
     values["stop_at"] = StopAt.CHECKPOINT if row["stop_at"] == StopAt.CHECKPOINT else None
     values["forked_from"] = None

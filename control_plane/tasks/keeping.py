@@ -17,6 +17,7 @@ from control_plane.tasks.record import TASKS_NAME, Task
 from lectern_common.errors import LecternError, NotFound
 from lectern_common.logs import get_logger
 from lectern_common.run.folder import RunFolder
+from lectern_common.run.processes import Handle
 from lectern_common.run.status import RESTING, RunState
 from lectern_common.stages.folder import TaskFolder
 from lectern_common.stages.requests import STAGES
@@ -100,8 +101,9 @@ def _row_of(folder: TaskFolder, run_id: str | None) -> dict[str, Any]:
         alive = status is not None and folder.is_locked()
         if alive and status is not None:  # the reconcile loop finds its process
             row |= {"state": RunState.RUNNING, "reason": None, "message": None}
-            row |= {"pid": status.pid, "boot_id": status.boot_id}
-            row |= {"start_ticks": status.start_ticks, "active_since": created_at}
+            process = status.process
+            handle = None if process is None else str(Handle.of_process(process))
+            row |= {"handle": handle, "active_since": created_at}
             row |= {"slots": ["cpu"]}
         return row | ({} if alive else {"wanted": Wanted.STOPPED})
     stopped = status.state is RunState.STOPPED

@@ -15,7 +15,7 @@ from control_plane.runs.record import StopAt, Wanted, stored_value
 from control_plane.runs.store import tasks
 from lectern_common.errors import CorruptData, NotFound
 from lectern_common.run.folder import RunFolder
-from lectern_common.run.processes import Identity
+from lectern_common.run.processes import Handle, Identity
 from lectern_common.run.status import RESUMABLE, RunState
 from lectern_common.spec.sections import DeviceSpec
 from lectern_common.stages.folder import TaskFolder
@@ -54,9 +54,7 @@ class Task:
     slots: list[str] | None = None  # its device while active
     threads: int | None = None
     launched_at: float | None = None
-    pid: int | None = None  # of the last attempt; None until recorded
-    boot_id: str | None = None
-    start_ticks: int | None = None
+    handle: Handle | None = None  # of the last attempt; None until recorded
     stop_sent_at: float | None = None
     active_since: float | None = None
     active_seconds: float = 0.0  # of earlier attempts
@@ -74,11 +72,14 @@ class Task:
         return DeviceSpec.model_validate({"kind": self.device_kind})
 
     @property
+    def pid(self) -> int | None:
+        """The pid of its process on this machine; None if it has none here."""
+        return None if self.handle is None else self.handle.pid
+
+    @property
     def process(self) -> Identity | None:
         """The process of the last attempt; None until recorded."""
-        if self.pid is None or self.boot_id is None or self.start_ticks is None:
-            return None
-        return Identity(self.pid, self.boot_id, self.start_ticks)
+        return None if self.handle is None else self.handle.process
 
     @cached_property
     def last_status(self) -> TaskStatus | None:
@@ -150,6 +151,7 @@ def _task_of(row: sa.RowMapping) -> Task:
     values["device_kind"] = device if device in ("auto", "cuda") else "cpu"
     values["asked"] = row["asked"] if isinstance(row["asked"], dict) else {}
     slots = row["slots"]
+    values["handle"] = Handle.of(values["handle"])
     is_list = isinstance(slots, list) and all(isinstance(one, str) for one in slots)
     values["slots"] = slots if is_list else None
     values["restart_progress"] = _counts(row["restart_progress"])

@@ -98,8 +98,8 @@ class Conditions:
         return status.heartbeat if seconds > STALE_SECONDS else None
 
     def _stalled_since(self, run: Run) -> float | None:
-        if run.state is RunState.WAITING_FOR_TEACHER:
-            return None
+        if run.state is RunState.WAITING_FOR_TEACHER or run.waits_for is not None:
+            return None  # an active one waits for its backend to start it
         status = _status_of_attempt(run)
         if status is not None and status.activity is not None:
             seconds = status.stalled_seconds
@@ -152,6 +152,6 @@ class _Watch:
 def _status_of_attempt(run: Run) -> Status | None:
     """Returns the last status if the present trainer wrote it."""
     status = run.last_status
-    if status is None or status.pid != run.pid:
+    if status is None or run.handle is None or run.pid not in (None, status.pid):
         return None
     return status if status.attempt in (None, run.attempt) else None

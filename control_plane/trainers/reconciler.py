@@ -12,6 +12,9 @@ One pass (`Reconciler.tick`):
     3. queued runs get their devices and a process, by priority, then by age, up to the limit
        (devices.py)
 
+Where the backend of the trainers does not answer (seam.Sight.UNKNOWN), nothing is decided about
+its runs, and no grace of theirs passes. One that it has accepted but not started yet is WAITING.
+
 The control plane may die between any two statements. A run is marked as starting before its process
 is started, and a later pass looks for that process before it starts another. The folder's lock
 rules out two trainers.
@@ -25,8 +28,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -41,9 +43,10 @@ from control_plane.runs.record import (
     Wanted,
 )
 from control_plane.trainers.devices import Devices, slots_environment
-from control_plane.trainers.kinds.kind import Commands, Folder, Kind, Reader
+from control_plane.trainers.kinds.kind import Commands, Kind, Reader
 from control_plane.trainers.kinds.line import Line
 from control_plane.trainers.kinds.runs import RunKind
+from control_plane.trainers.launching.seam import BackendDown, Launcher, Needs, Seen, Sight
 from control_plane.trainers.sightings import Problem
 from lectern_common.errors import (
     Conflict,
@@ -55,7 +58,7 @@ from lectern_common.errors import (
 )
 from lectern_common.logs import get_logger
 from lectern_common.roots import Roots
-from lectern_common.run.processes import Identity
+from lectern_common.run.processes import Handle
 from lectern_common.run.status import (
     ATTEMPT_VARIABLE,
     RESTING,
@@ -63,6 +66,7 @@ from lectern_common.run.status import (
     RunState,
     Status,
 )
+from lectern_common.run.untrusted import cut
 
 STOP_GRACE_SECONDS = 60.0
 EXIT_GRACE_SECONDS = 30.0  # from a trainer's last status to the end of its process
@@ -71,30 +75,6 @@ KILL_SECONDS = 5.0  # from SIGKILL until the processes are gone
 POLL_SECONDS = 0.1
 
 _log = get_logger()
-
-
-class Processes(Protocol):
-    """What the loop needs of launching.local.LocalLauncher; tests pass a fake."""
-
-    def tend(self) -> None: ...
-
-    def slowed(self) -> str | None: ...
-
-    def start(
-        self, folder: Folder, *, resume: bool, environment: Mapping[str, str]
-    ) -> Identity: ...
-
-    def find(self, folder: Folder, said: Identity | None = None) -> Identity | None: ...
-
-    def is_alive(self, process: Identity) -> bool: ...
-
-    def exit_status(self, process: Identity) -> int | None: ...
-
-    def terminate(self, process: Identity) -> None: ...
-
-    def stop_at_checkpoint(self, process: Identity) -> None: ...
-
-    def kill(self, process: Identity) -> None: ...
 
 
 class Reconciler:
@@ -106,7 +86,7 @@ class Reconciler:
         runs: reads the rows.
         commands: changes the rows.
         roots: where run folders are.
-        processes: starts and ends trainers.
+        launcher: starts and ends trainers.
         devices: the devices to train on.
         clock: monotonic seconds.
         stop_grace_seconds: from SIGTERM to SIGKILL.
@@ -119,7 +99,7 @@ class Reconciler:
         runs: Reader,
         commands: Commands,
         roots: Roots,
-        processes: Processes,
+        launcher: Launcher,
         devices: Devices,
         clock: Callable[[], float] = time.monotonic,
         stop_grace_seconds: float = STOP_GRACE_SECONDS,
@@ -129,25 +109,35 @@ class Reconciler:
         self._runs = runs
         self._commands = commands
         self._kind: Kind = kind or RunKind(roots.runs)
-        self._processes = processes
+        self._launcher = launcher
         self._line = line or Line(devices, [runs])
         self._clock = clock
         self._grace = stop_grace_seconds
         self._signalled: set[tuple[str, int]] = set()  # (id, attempt) by this process
         self._killed: set[tuple[str, int]] = set()
         self._told_at: dict[tuple[str, int], float] = {}  # when it was last told of a checkpoint
-        self._exit_statuses: dict[Identity, int] = {}
+        self._exit_statuses: dict[Handle, int] = {}
         self._first_seen: dict[tuple[str, int, str], float] = {}
         self._logged: dict[str, str] = {}  # by run, what was logged last
+        self._lost_at: dict[tuple[str, int], float] = {}  # since when the backend says nothing
+        self._away: str | None = None
         self._draining = False
+
+    @property
+    def away(self) -> str | None:
+        """What the backend said when it did not answer at the last look; None if it answered."""
+        return self._away
 
     def tick(self) -> None:
         """Reconciles every run once. A run that fails does not keep the others from it."""
         if not self._draining:
-            self._processes.tend()
+            self._launcher.tend()
+        self._away = None
         for run in self._runs.in_states(ACTIVE):
             try:
                 self._reconcile(run)
+            except BackendDown as error:
+                self._not_known(run, str(error))
             except Exception as error:
                 self._could_not_look_after(run, error)
         if not self._draining:
@@ -183,11 +173,11 @@ class Reconciler:
         """Signals or kills every trainer, then reconciles. Returns whether any run is active."""
         for run in self._runs.in_states(ACTIVE):
             try:
-                process = self._process_of(run, self._look(run)[0])
-                if process is not None and kill:
-                    self._kill(run, process)
-                elif process is not None:
-                    self._signal_once(run, process)
+                handle, sight = self._sight_of(run, self._look(run)[0])
+                if handle is not None and (kill or sight.sight is Sight.WAITING):
+                    self._kill(run, handle)
+                elif handle is not None and sight.sight is Sight.ALIVE:
+                    self._signal_once(run, handle)
             except Exception as error:  # each of the others must still be stopped
                 _log.error("trainer not stopped", run=run.id, error=repr(error))
         self.tick()
@@ -197,23 +187,32 @@ class Reconciler:
 
     def _reconcile(self, run: Job) -> None:
         status, problem = self._look(run)
-        process = self._process_of(run, status)
-        if process is not None and process != run.process:
-            _log.info(f"{self._kind.process} adopted", run=run.id, pid=process.pid)
-            run = self._commands.has_process(run.id, process)
-        said = status if status is not None and self._kind.is_of_attempt(run, status) else None
-        if process is None:
-            self._handle_gone(run, said, problem)
+        handle, sight = self._sight_of(run, status)
+        if sight.sight is Sight.UNKNOWN:
+            self._not_known(run, sight.why or "its backend does not answer")
             return
+        self._known_again(run)
+        if handle is not None and handle != run.handle:
+            _log.info(f"{self._kind.process} adopted", run=run.id, handle=str(handle))
+            run = self._commands.has_process(run.id, handle)
+        said = status if status is not None and self._kind.is_of_attempt(run, status) else None
+        if handle is None:
+            self._handle_gone(run, said, problem, sight.exit_status)
+            return
+        if sight.sight is Sight.WAITING:
+            self._handle_waiting(run, handle, sight.why)
+            return
+        if run.waits_for is not None:
+            self._commands.noticed({run.id: (run.state, {"waits_for": None})})
         if said is not None and said.state in RESTING:
             if self._seconds_of(run, f"ended at {said.since}") > EXIT_GRACE_SECONDS:
-                self._kill(run, process)
+                self._kill(run, handle)
         elif run.state is RunState.STOPPING and run.wanted is Wanted.STOPPED:
-            self._signal_once(run, process)
+            self._signal_once(run, handle)
             if self._seconds_of(run, "stopping") > self._grace:
-                self._kill(run, process)
+                self._kill(run, handle)
         elif run.stop_at is StopAt.CHECKPOINT and isinstance(said, Status):
-            self._tell_of_checkpoint(run, process, said)
+            self._tell_of_checkpoint(run, handle, said)
         # After the signals, which go out even if nothing can be recorded.
         if problem is not None:
             self._log_once(run, problem.text)
@@ -221,21 +220,50 @@ class Reconciler:
         elif said is not None:
             self._commands.saw(run.id, said)
 
-    def _handle_gone(self, run: Job, said: JobStatus | None, problem: Problem | None) -> None:
+    def _handle_waiting(self, run: Job, handle: Handle, why: str | None) -> None:
+        """Shows what the backend waits for; one that is to stop is cancelled at once."""
+        if run.wanted is Wanted.STOPPED or run.stop_at is not None:
+            self._launcher.kill(handle)
+            message = "before it was started"
+            self._commands.ended(run.id, RunState.STOPPED, "stopped", message)
+        elif run.waits_for != (text := cut(why or "its backend starts it")):
+            self._commands.noticed({run.id: (run.state, {"waits_for": text})})
+
+    def _not_known(self, run: Job, why: str) -> None:
+        """Leaves a run as it is, since its backend does not answer; no grace of it passes."""
+        self._away = why
+        self._lost_at.setdefault((run.id, run.attempt), self._clock())
+        self._log_once(run, why)
+
+    def _known_again(self, run: Job) -> None:
+        """Takes the time in which the backend did not answer from every grace of the run."""
+        lost_at = self._lost_at.pop((run.id, run.attempt), None)
+        if lost_at is None:
+            return
+        away = self._clock() - lost_at
+        for key, since in self._first_seen.items():
+            if key[:2] == (run.id, run.attempt):
+                self._first_seen[key] = since + away
+
+    def _handle_gone(
+        self,
+        run: Job,
+        said: JobStatus | None,
+        problem: Problem | None,
+        exit_status: int | None,
+    ) -> None:
         """Decides why the run has no living process, and starts it or records its end."""
-        recorded = run.process
-        exit_status = None
+        recorded = run.handle
         if recorded is not None:
             # Kept, because killing forgets it, and what follows may fail and be tried again.
-            known = self._exit_statuses.get(recorded)
-            exit_status = known if known is not None else self._processes.exit_status(recorded)
+            exit_status = self._exit_statuses.get(recorded, exit_status)
             if exit_status is not None:
                 self._exit_statuses[recorded] = exit_status
-            self._processes.kill(recorded)  # what it started and left behind
+            self._launcher.kill(recorded)  # what it started and left behind
         said = said or self._kind.last_said(run)  # the file may be gone, or no longer readable
         if said is not None and said.state in RESTING:
             self._record_end(run, said)
-        elif run.pid is None and run.state is RunState.STARTING and not self._draining:
+        elif run.handle is None and run.state is RunState.STARTING and not self._draining:
             self._launch(run)
         elif problem is not None and problem.reason == FOLDER_MISSING:
             self._commands.ended(run.id, RunState.FAILED, FOLDER_MISSING, problem.text, said)
@@ -288,7 +316,7 @@ class Reconciler:
             run.id, RunState.INTERRUPTED, "control_plane_stopped", message, said, resumes=True
         )
 
-    def _signal_once(self, run: Job, process: Identity) -> None:
+    def _signal_once(self, run: Job, handle: Handle) -> None:
         """Sends SIGTERM once; a second one makes a trainer exit without a checkpoint.
 
         It is recorded before it is sent, so a control plane that died in between has sent none:
@@ -296,6 +324,7 @@ class Reconciler:
         if it cannot be recorded: a trainer that is not told to stop dies without a checkpoint.
 
         Raises:
+            BackendDown: it was not sent; a later pass sends it.
             OSError: the process cannot be signalled.
         """
         key = run.id, run.attempt
@@ -311,9 +340,13 @@ class Reconciler:
             except SQLAlchemyError as error:  # the database is busy or full
                 _log.error("signal not recorded", run=run.id, error=str(error))
         self._signalled.add(key)
-        self._processes.terminate(process)
+        try:
+            self._launcher.terminate(handle)
+        except BackendDown:
+            self._signalled.discard(key)
+            raise
 
-    def _tell_of_checkpoint(self, run: Job, process: Identity, said: Status) -> None:
+    def _tell_of_checkpoint(self, run: Job, handle: Handle, said: Status) -> None:
         """Signals a trainer that does not know yet that it is to stop at its next checkpoint.
 
         Any number of such signals are as one, so nothing is recorded. A trainer whose status does
@@ -326,13 +359,13 @@ class Reconciler:
         if said.stops_at != STOP_AT_END:
             return
         if now - self._told_at.get(key, -math.inf) >= SIGNAL_AGAIN_SECONDS:
+            self._launcher.stop_at_checkpoint(handle)
             self._told_at[key] = now
-            self._processes.stop_at_checkpoint(process)
 
-    def _kill(self, run: Job, process: Identity) -> None:
-        _log.warning(f"{self._kind.process} killed", run=run.id, pid=process.pid)
+    def _kill(self, run: Job, handle: Handle) -> None:
+        _log.warning(f"{self._kind.process} killed", run=run.id, handle=str(handle))
+        self._launcher.kill(handle)
         self._killed.add((run.id, run.attempt))
-        self._processes.kill(process)
 
     # ---- starting ------------------------------------------------------------------------------
 
@@ -350,6 +383,12 @@ class Reconciler:
                 _ = run.device
             except InvalidSpec as error:
                 self._refuse_damaged(run.id, error)
+        if self._launcher.has_own_queue:  # it places them; they are handed on in their order
+            for run in queued:
+                claimed = self._commands.claim(run.id, ())
+                if claimed is not None:
+                    self._launch(claimed)
+            return
         places = self._line.places() if queued else {}
         for run in queued:
             place = places.get(run.id)
@@ -368,21 +407,33 @@ class Reconciler:
         folder = self._kind.folder(run)
         try:
             self._kind.require_not_removed(run)
-            found = self._processes.find(folder) if folder.path.exists() else None
-            if found is None and folder.path.exists() and folder.is_locked():
+            exists = folder.path.exists()
+            found = self._launcher.find(folder, run.attempt) if exists else None
+            if found is None and exists and folder.is_locked():
+                if self._launcher.has_own_queue:  # by a job that has not quite ended, say
+                    raise BackendDown(f"the folder of {run.id} is still locked by another process")
                 raise Conflict(f"{self._kind.noun} {run.id} has another program's process")
             if found is None:
                 resume = self._kind.prepare(run)
                 environment = slots_environment(run.slots or (), run.threads)
                 environment |= {ATTEMPT_VARIABLE: str(run.attempt)}
-                found = self._processes.start(folder, resume=resume, environment=environment)
+                found = self._launcher.start(
+                    folder,
+                    attempt=run.attempt,
+                    resume=resume,
+                    needs=self._needs(run),
+                    environment=environment,
+                )
                 _log.info(
                     f"{self._kind.process} started",
                     run=run.id,
-                    pid=found.pid,
+                    handle=str(found),
                     devices=",".join(run.slots or ()),
                     threads=run.threads,
                 )
+        except BackendDown as error:  # it stays `starting`: the next pass asks again
+            self._not_known(run, str(error))
+            return
         except (OSError, LecternError) as error:
             reason = error.reason if isinstance(error, FolderMissing) else "launch_failed"
             self._commands.ended(run.id, RunState.FAILED, reason, str(error))
@@ -394,15 +445,33 @@ class Reconciler:
     def _look(self, run: Job) -> tuple[JobStatus | None, Problem | None]:
         return self._kind.look(run)
 
-    def _process_of(self, run: Job, status: JobStatus | None) -> Identity | None:
-        """Returns the living trainer of a run, or None."""
-        recorded = run.process
-        if recorded is not None and self._processes.is_alive(recorded):
-            return recorded
+    def _sight_of(self, run: Job, status: JobStatus | None) -> tuple[Handle | None, Seen]:
+        """Returns the handle of the run's trainer, None if it is gone, and what was seen of it.
+
+        Raises:
+            BackendDown: the backend does not answer.
+            OSError: the processes cannot be looked at.
+        """
+        recorded, sight = run.handle, Seen(Sight.GONE)
+        if recorded is not None:
+            sight = self._launcher.look(recorded)
+            if sight.sight is not Sight.GONE:
+                return recorded, sight
         said = status.process if status is not None and status.state not in RESTING else None
-        if recorded is None or said not in (None, recorded):
-            return self._processes.find(self._kind.folder(run), said)
-        return None
+        if recorded is None or recorded.process is None or said not in (None, recorded.process):
+            found = self._launcher.find(self._kind.folder(run), run.attempt, said)
+            if found is not None and found != recorded:
+                return found, self._launcher.look(found)
+        return None, sight
+
+    def _needs(self, run: Job) -> Needs:
+        """Returns what it asks of a machine: of its spec, or what it was given of this one."""
+        device = self._kind.device(run)
+        slots = run.slots or ()
+        gpus = sum(slot != "cpu" for slot in slots) if slots else device.count
+        if device.kind == "cpu":
+            gpus = 0
+        return Needs(gpus, 1, device.count, run.threads or device.threads)
 
     def _seconds_of(self, run: Job, what: str) -> float:
         """Returns the seconds since this process first saw `what` of the run's attempt."""

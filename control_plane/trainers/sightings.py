@@ -28,7 +28,7 @@ def look(run: Run, folder: RunFolder) -> tuple[Status | None, Problem | None]:
         status = folder.read_status()
     except CorruptData as error:
         return None, Problem(STATUS_UNREADABLE, str(error))
-    if status is None and run.pid is not None and not folder.path.is_dir():
+    if status is None and run.handle is not None and not folder.path.is_dir():
         return None, Problem(FOLDER_MISSING, _removed(run, folder))
     return status, None
 
@@ -52,7 +52,7 @@ def is_of_attempt(run: Run, status: Status) -> bool:
 def last_said(run: Run) -> Status | None:
     """Returns the last status that was seen of the run's process; None if it is not known."""
     before = run.last_status
-    if before is None or run.pid is None or not is_of_attempt(run, before):
+    if before is None or run.handle is None or not is_of_attempt(run, before):
         return None
     return before
 

@@ -71,7 +71,7 @@ def _run_fields(run: Run, now: float) -> dict[str, Any]:
         "heartbeat": status.heartbeat if status else None,
         "stale_since": run.stale_since,
         "stalled_since": run.stalled_since,
-        "activity": status.activity if status and run.pid is not None else None,
+        "activity": status.activity if status and run.handle is not None else None,
     }
 
 

@@ -25,7 +25,7 @@ from faults.replacing import put
 def _die_at(value: str) -> None:
     from control_plane.runs.commands import JobCommands
     from control_plane.trainers.launching.fork_server import Forked
-    from control_plane.trainers.launching.local import LocalLauncher
+    from control_plane.trainers.launching.processes import LocalProcesses
 
     point, _, number = value.partition(":")
     left = int(number or 1)
@@ -47,14 +47,14 @@ def _die_at(value: str) -> None:
 
         put(JobCommands, "claim", claimed)
     elif point == "spawned":
-        start = LocalLauncher.start
+        start = LocalProcesses.start
 
-        def started(self: LocalLauncher, *arguments: Any, **named: Any) -> Any:
+        def started(self: LocalProcesses, *arguments: Any, **named: Any) -> Any:
             process = start(self, *arguments, **named)
             reached()
             return process
 
-        put(LocalLauncher, "start", started)
+        put(LocalProcesses, "start", started)
     elif point in ("forked", "told"):
         become = Forked.become
 
@@ -154,7 +154,7 @@ def _database(value: str) -> None:
 
 
 def _blind(value: str) -> None:
-    from control_plane.trainers.launching.local import LocalLauncher
+    from control_plane.trainers.launching.processes import LocalProcesses
 
     file = Path(value)
 
@@ -167,7 +167,7 @@ def _blind(value: str) -> None:
         return looked
 
     for name in ("is_alive", "find", "start"):
-        put(LocalLauncher, name, blinded(getattr(LocalLauncher, name)))
+        put(LocalProcesses, name, blinded(getattr(LocalProcesses, name)))
 
 
 def _descriptors(value: str) -> None:

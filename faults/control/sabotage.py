@@ -9,13 +9,13 @@ from faults.replacing import put
 
 def _only_own_children_are_alive(program: str) -> None:
     if program == "control":
-        from control_plane.trainers.launching.local import LocalLauncher
+        from control_plane.trainers.launching.processes import LocalProcesses
 
-        def is_child(self: LocalLauncher, process: Any) -> bool:
+        def is_child(self: LocalProcesses, process: Any) -> bool:
             child = self._children.get(process.pid)
             return child is not None and child.poll() is None
 
-        put(LocalLauncher, "is_alive", is_child)
+        put(LocalProcesses, "is_alive", is_child)
 
 
 def _interrupted_runs_stay_so(program: str) -> None:
@@ -30,24 +30,24 @@ def _interrupted_runs_stay_so(program: str) -> None:
 
 def _trainers_are_not_looked_for(program: str) -> None:
     if program == "control":
-        from control_plane.trainers.launching.local import LocalLauncher
+        from control_plane.trainers.launching.processes import LocalProcesses
 
         def none(*_: object) -> None:
             return None
 
-        put(LocalLauncher, "find", none)
+        put(LocalProcesses, "find", none)
 
 
 def _a_pid_is_enough(program: str) -> None:
     if program == "control":
         import psutil
 
-        from control_plane.trainers.launching.local import LocalLauncher
+        from control_plane.trainers.launching.processes import LocalProcesses
 
-        def is_there(_self: LocalLauncher, process: Any) -> bool:
+        def is_there(_self: LocalProcesses, process: Any) -> bool:
             return psutil.pid_exists(process.pid)
 
-        put(LocalLauncher, "is_alive", is_there)
+        put(LocalProcesses, "is_alive", is_there)
 
 
 def _keys_are_not_remembered(program: str) -> None:
@@ -78,14 +78,14 @@ def _only_the_leader_is_killed(program: str) -> None:
         import contextlib
         import signal
 
-        from control_plane.trainers.launching.local import LocalLauncher
+        from control_plane.trainers.launching.processes import LocalProcesses
 
-        def kill(self: LocalLauncher, process: Any) -> None:
+        def kill(self: LocalProcesses, process: Any) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
             self.forget(process)
 
-        put(LocalLauncher, "kill", kill)
+        put(LocalProcesses, "kill", kill)
 
 
 def _database_errors_are_bugs(program: str) -> None:
@@ -208,31 +208,32 @@ def _start_errors_are_bugs(program: str) -> None:
 
 def _unseen_is_gone(program: str) -> None:
     if program == "control":
+        from control_plane.trainers.launching.seam import Seen, Sight
         from control_plane.trainers.reconciler import Reconciler
 
-        process_of = Reconciler._process_of
+        sight_of = Reconciler._sight_of
 
         def gone(self: Reconciler, *arguments: Any) -> Any:
             try:
-                return process_of(self, *arguments)
+                return sight_of(self, *arguments)
             except OSError:
-                return None
+                return None, Seen(Sight.GONE)
 
-        put(Reconciler, "_process_of", gone)
+        put(Reconciler, "_sight_of", gone)
 
 
 def _logs_stay_open(program: str) -> None:
     if program == "control":
-        from control_plane.trainers.launching.local import LocalLauncher
+        from control_plane.trainers.launching.processes import LocalProcesses
 
-        start = LocalLauncher.start
+        start = LocalProcesses.start
 
-        def leaking(self: LocalLauncher, folder: Any, **named: Any) -> Any:
+        def leaking(self: LocalProcesses, folder: Any, **named: Any) -> Any:
             kept.append(folder.log_path.open("ab"))
             return start(self, folder, **named)
 
         kept: list[Any] = []
-        put(LocalLauncher, "start", leaking)
+        put(LocalProcesses, "start", leaking)
 
 
 def _the_list_reads_every_run(program: str) -> None:
@@ -252,14 +253,14 @@ def _the_list_reads_every_run(program: str) -> None:
 
 def _trainers_inherit_everything(program: str) -> None:
     if program == "control":
-        from control_plane.trainers.launching.local import LocalLauncher
+        from control_plane.trainers.launching.processes import LocalProcesses
 
-        start = LocalLauncher.start
+        start = LocalProcesses.start
 
-        def started(self: LocalLauncher, folder: Any, *, environment: Any, **named: Any) -> Any:
+        def started(self: LocalProcesses, folder: Any, *, environment: Any, **named: Any) -> Any:
             return start(self, folder, environment={**os.environ, **environment}, **named)
 
-        put(LocalLauncher, "start", started)
+        put(LocalProcesses, "start", started)
 
 
 def _other_versions_are_unreadable(program: str) -> None:
@@ -283,18 +284,18 @@ def _processes_are_known_by_the_wall_clock(program: str) -> None:
     if program == "control":
         import psutil
 
-        from control_plane.trainers.launching.local import LocalLauncher
+        from control_plane.trainers.launching.processes import LocalProcesses
 
-        is_alive = LocalLauncher.is_alive
+        is_alive = LocalProcesses.is_alive
         created: dict[int, float] = {}
 
-        def has_its_time(self: LocalLauncher, process: Any) -> bool:
+        def has_its_time(self: LocalProcesses, process: Any) -> bool:
             if not is_alive(self, process):
                 return False
             now = psutil.Process(process.pid).create_time()
             return abs(now - created.setdefault(process.pid, now)) < 2
 
-        put(LocalLauncher, "is_alive", has_its_time)
+        put(LocalProcesses, "is_alive", has_its_time)
 
 
 def _statuses_are_believed(program: str) -> None:

@@ -63,7 +63,10 @@ def _reused_pid(stage: Stage, home: Home) -> str:
     _kill(trainers_below(home))
     with _stranger() as other:
         with database(home.roots.runs / "control-plane.sqlite3") as connection:
-            connection.execute("UPDATE runs SET pid = ?", (other.pid,))
+            connection.execute(
+                "UPDATE runs SET handle = 'local:' || ? || substr(handle, instr(handle, '/'))",
+                (other.pid,),
+            )
         path = home.roots.runs / run_id / "status.json"
         path.write_text(json.dumps({**json.loads(path.read_bytes()), "pid": other.pid}))
         return _goes_on_beside(stage, home, run_id, other)

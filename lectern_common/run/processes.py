@@ -75,6 +75,12 @@ class Handle:
             return None
         return Identity(int(pid), boot, int(ticks))
 
+    @property
+    def pid(self) -> int | None:
+        """The pid of a process of this machine, also of an earlier release's handle."""
+        pid = self.id.partition("/")[0]
+        return int(pid) if self.backend == LOCAL and pid.isdecimal() else None
+
 
 def identity_of(pid: int, proc: Path = PROC, *, ended_too: bool = False) -> Identity | None:
     """Returns the identity of the process with that pid; None if there is none.

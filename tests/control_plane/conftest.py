@@ -24,6 +24,7 @@ from control_plane.runs.record import Run
 from control_plane.runs.store import DATABASE_NAME, Store
 from control_plane.trainers.conditions import Conditions
 from control_plane.trainers.devices import Devices
+from control_plane.trainers.launching.local import LocalLauncher
 from control_plane.trainers.reconciler import Reconciler
 from lectern_common.roots import Roots
 from lectern_common.run.folder import RunFolder
@@ -109,7 +110,9 @@ class Bench:
         runs, commands = Runs(store), RunCommands(store, clock)
         processes = FakeProcesses(clock)
         devices = devices or Devices((), max_running=2)
-        reconciler = Reconciler(runs, commands, roots, processes, devices, clock, grace)
+        reconciler = Reconciler(
+            runs, commands, roots, LocalLauncher(processes), devices, clock, grace
+        )
         conditions = Conditions(runs, commands, devices, clock, clock)
         return cls(roots, store, runs, commands, processes, reconciler, clock, devices, conditions)
 
@@ -152,7 +155,7 @@ class Bench:
             self.runs,
             self.commands,
             self.roots,
-            self.processes,
+            LocalLauncher(self.processes),
             self.devices,
             self.clock,
             60.0,
@@ -196,7 +199,9 @@ def processes() -> FakeProcesses:
 @pytest.fixture
 def plane(tmp_path: Path, processes: FakeProcesses) -> ControlPlane:
     """A plane that is opened, not started; `client` starts and ends it."""
-    plane = open_plane(make_home(tmp_path), devices=Devices((), max_running=2), processes=processes)
+    plane = open_plane(
+        make_home(tmp_path), devices=Devices((), max_running=2), launcher=LocalLauncher(processes)
+    )
     plane.tick_seconds = 0.05
     return plane
 
@@ -213,7 +218,7 @@ def serving(folder: Path, **app: Any) -> Iterator[tuple[TestClient, ControlPlane
     plane = open_plane(
         make_home(folder),
         devices=Devices((), max_running=2),
-        processes=FakeProcesses(FakeClock()),
+        launcher=LocalLauncher(FakeProcesses(FakeClock())),
     )
     with TestClient(create_app(plane, **app), base_url=BASE_URL) as client:
         yield client, plane

@@ -16,6 +16,7 @@ from control_plane.plane import ControlPlane, open_plane
 from control_plane.runs.record import Wanted
 from control_plane.tasks.record import MAX_COUNTED, Task
 from control_plane.trainers.devices import Devices
+from control_plane.trainers.launching.local import LocalLauncher
 from lectern_common.run.status import RunState
 from lectern_common.stages.folder import TaskFolder
 from lectern_common.stages.status import TaskStatus
@@ -38,7 +39,7 @@ class Service:
         return open_plane(
             self.roots,
             devices=Devices((), max_running=2),
-            processes=self.processes,
+            launcher=LocalLauncher(self.processes),
             clock=self.clock,
         )
 

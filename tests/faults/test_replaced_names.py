@@ -172,9 +172,9 @@ def test_every_sabotage_replaces_something(file: str) -> None:
 @pytest.mark.parametrize(
     ("thing", "name"),
     [
-        (Thing("control_plane.trainers.launching.local"), "NoSuchThing"),
-        (Thing("control_plane.trainers.launching.local", "LocalLauncher"), "no_such_method"),
-        (Thing("control_plane.trainers.launching.local", "NoSuchClass"), "start"),
+        (Thing("control_plane.trainers.launching.processes"), "NoSuchThing"),
+        (Thing("control_plane.trainers.launching.processes", "LocalProcesses"), "no_such_method"),
+        (Thing("control_plane.trainers.launching.processes", "NoSuchClass"), "start"),
         (Thing("control_plane.no_such_module"), "anything"),
     ],
 )
@@ -184,8 +184,9 @@ def test_a_name_that_is_gone_is_found(thing: Thing, name: str) -> None:
 
 def test_names_that_are_there_are_found() -> None:
     assert (
-        Thing("control_plane.trainers.launching.local", "LocalLauncher").problem_of("start") == ""
+        Thing("control_plane.trainers.launching.processes", "LocalProcesses").problem_of("start")
+        == ""
     )
     assert Thing("control_plane.runs.commands", "RunCommands").problem_of("claim") == ""
     assert Thing("control_plane.trainers").problem_of("reconciler") == ""
-    assert Thing("control_plane.trainers.launching.local").problem_of("TRAINER_ARGV") == ""
+    assert Thing("control_plane.trainers.launching.processes").problem_of("TRAINER_ARGV") == ""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from control_plane.trainers.launching.fork_server import ForkServer
-from control_plane.trainers.launching.local import LocalLauncher
+from control_plane.trainers.launching.processes import LocalProcesses
 from lectern_common.json_lines import read_json_lines
 from lectern_common.roots import Roots
 from lectern_common.run.folder import RunFolder
@@ -27,7 +27,7 @@ MODEL = {
 }
 
 
-def trained(launcher: LocalLauncher, roots: Roots, name: str) -> tuple[str, list[float | None]]:
+def trained(launcher: LocalProcesses, roots: Roots, name: str) -> tuple[str, list[float | None]]:
     """Returns the hash of the exported weights and the losses of a run of three steps."""
     run_spec = spec(name, device={"kind": "cpu"}, schedule={"steps": 3, "warmup_steps": 0})
     folder = RunFolder.create(roots.runs, f"{name}-1", run_spec)
@@ -43,10 +43,10 @@ def test_a_forked_trainer_computes_what_a_fresh_one_does(tmp_path: Path) -> None
     roots = Roots.of_home(tmp_path)
     (roots.models / "tiny").mkdir(parents=True)
     (roots.models / "tiny" / "config.json").write_text(json.dumps(MODEL))
-    fresh = trained(LocalLauncher(environment=roots.environment()), roots, "fresh")
+    fresh = trained(LocalProcesses(environment=roots.environment()), roots, "fresh")
     with closing(ForkServer(1)) as server:
         wait_for(server.is_ready, PATIENCE_SECONDS)
-        launcher = LocalLauncher(environment=roots.environment(), fork_server=server)
+        launcher = LocalProcesses(environment=roots.environment(), fork_server=server)
         assert trained(launcher, roots, "forked") == fresh
         assert trained(launcher, roots, "again") == fresh
         assert server.is_ready()

@@ -104,7 +104,7 @@ class FakeProcess:
 
 
 class FakeProcesses:
-    """control_plane.trainers.reconciler.Processes without any process.
+    """control_plane.trainers.launching.local.Processes without any process.
 
     Attributes:
         started: every process ever made, oldest first.
@@ -125,6 +125,12 @@ class FakeProcesses:
 
     def slowed(self) -> str | None:
         return None
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def forget(self, process: Identity) -> None:
+        """Nothing is kept that a test does not want."""
 
     def start(self, folder: Folder, *, resume: bool, environment: Mapping[str, str]) -> Identity:
         if self.fail_next is not None:

@@ -30,16 +30,15 @@ from lectern_common.files import lock_file
 from lectern_common.json_lines import MAX_LINE_BYTES
 from lectern_common.logs import get_logger
 from lectern_common.run.folder import RunFolder
-from lectern_common.run.processes import PROC, Identity
+from lectern_common.run.processes import PROC, Handle, Identity
 from lectern_common.run.status import RESTING, RunState, Status, values_of
 from lectern_common.spec.run_spec import NAME_PATTERN, NAME_RULE
 from lectern_common.words import inert_name
 
-Find = Callable[[RunFolder, Identity | None], Identity | None]
+Find = Callable[[RunFolder, int, Identity | None], Handle | None]
 _MARKS = ("spec.yaml", "status.json", "checkpoints", "metrics.jsonl")
 _MAX_LOGGED = 3
 _CPU = "cpu"
-_NO_PID = dict.fromkeys(("pid", "boot_id", "start_ticks"))
 
 _log = get_logger()
 
@@ -57,7 +56,7 @@ class Adoption:
     """Makes and mends rows.
 
     Args:
-        find: returns the living trainer of a folder, as Launcher.find.
+        find: returns the living trainer of a folder, as seam.Launcher.find.
         cuda: the machine's GPUs. If it cannot be told which one a trainer has, it has all.
     """
 
@@ -127,19 +126,19 @@ class Adoption:
             except LecternError:
                 spec = {}
             try:
-                process = self.find(folder, status.process)
+                handle = self.find(folder, status.attempt or 0, status.process)
             except (LecternError, OSError) as error:
                 _log.warning("run not caught up with its folder", run=run.id, error=str(error))
                 continue
             columns = {
                 **spec,
                 # One that is not its trainer is not recorded: it would be signalled.
-                **(_NO_PID if process is None else asdict(process)),
+                "handle": None if handle is None else str(handle),
                 "attempt": status.attempt,
-                "slots": None if process is None else self._slots(process, status),
+                "slots": None if handle is None else self._slots(handle, status),
                 "status": values_of(status),
             }
-            rests = status.state in RESTING and process is None
+            rests = status.state in RESTING and handle is None
             wanted = run.wanted if rests else Wanted.RUNNING
             self.commands.went_on(run.id, wanted, columns)
 
@@ -171,13 +170,14 @@ class Adoption:
         teacher = folder.read_teacher()
         status = folder.read_status()
         said = status.process if status is not None and status.state not in RESTING else None
-        process = self.find(folder, said)
-        if process is None and _is_locked(folder):
+        attempt = 0 if status is None else status.attempt or 0
+        handle = self.find(folder, attempt, said)
+        if handle is None and _is_locked(folder):
             raise Conflict(
                 f"{folder.path} is locked by a process that is not a trainer of this machine and "
                 "user; adopt it once that has ended"
             )
-        if process is None:
+        if handle is None:
             status = folder.read_status()  # it may have ended since
         created_at, fork = _created_at(folder), folder.read_forked_from()
         return {
@@ -192,18 +192,18 @@ class Adoption:
             "restarts": 0,
             "active_seconds": 0.0,
             "status": None if status is None else values_of(status),
-            **self._state(process, status),
+            **self._state(handle, status),
         }
 
-    def _state(self, process: Identity | None, status: Status | None) -> dict[str, Any]:
+    def _state(self, handle: Handle | None, status: Status | None) -> dict[str, Any]:
         """Returns the columns that say how the run is."""
-        if process is not None:
+        if handle is not None:
             stops = status is not None and status.state is RunState.STOPPING
             return {
                 "state": RunState.STOPPING if stops else RunState.RUNNING,
                 "wanted": Wanted.STOPPED if stops else Wanted.RUNNING,
-                **asdict(process),
-                "slots": self._slots(process, status),
+                "handle": str(handle),
+                "slots": self._slots(handle, status),
             }
         if status is None:
             message = "adopted from its folder: no trainer has written in it yet"
@@ -220,12 +220,12 @@ class Adoption:
         why = {"reason": "killed", "message": message}
         return {**why, "wanted": Wanted.STOPPED, "state": RunState.INTERRUPTED}
 
-    def _slots(self, process: Identity, status: Status | None) -> list[str]:
+    def _slots(self, handle: Handle, status: Status | None) -> list[str]:
         """Returns the devices that a living trainer holds, as far as it can be told."""
         if status is not None and (status.device or "").startswith(_CPU):
             return [_CPU]
         with suppress(OSError):
-            for entry in (self.proc / str(process.pid) / "environ").read_bytes().split(b"\0"):
+            for entry in (self.proc / str(handle.pid) / "environ").read_bytes().split(b"\0"):
                 name, _, value = entry.partition(b"=")
                 if name == b"CUDA_VISIBLE_DEVICES" and value:
                     return [f"cuda:{one}" for one in os.fsdecode(value).split(",")]

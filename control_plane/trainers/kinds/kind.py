@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from control_plane.runs.record import Job, JobStatus
 from control_plane.trainers.sightings import Problem
 from lectern_common.run.folder import RunFolder
-from lectern_common.run.processes import Identity
+from lectern_common.run.processes import Handle
 from lectern_common.run.status import RunState
 from lectern_common.spec.sections import DeviceSpec
 from lectern_common.stages.folder import TaskFolder
@@ -54,7 +54,7 @@ class Commands(Protocol):
 
     def requeue(self, run_id: str) -> Job: ...
 
-    def has_process(self, run_id: str, process: Identity) -> Job: ...
+    def has_process(self, run_id: str, handle: Handle) -> Job: ...
 
     def stop_sent(self, run_id: str) -> Job: ...
 
@@ -103,6 +103,9 @@ class Kind(Protocol):
 
     def require_not_removed(self, job: Any) -> None:
         """Raises FolderMissing unless the folder still holds what it has written."""
+
+    def device(self, job: Any) -> DeviceSpec:
+        """Returns what it asks of a machine. Raises InvalidSpec if the row is damaged."""
 
     def prepare(self, job: Any) -> bool:
         """Makes the folder agree with the row; returns whether a process has used it before."""

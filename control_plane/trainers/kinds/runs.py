@@ -9,6 +9,7 @@ from control_plane.trainers.sightings import Problem, is_of_attempt, last_said, 
 from lectern_common.errors import FolderMissing, InvalidSpec
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RunState, Status
+from lectern_common.spec.sections import DeviceSpec
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class RunKind:
 
     def require_not_removed(self, job: Run) -> None:
         require_not_removed(job, self.folder(job))
+
+    def device(self, job: Run) -> DeviceSpec:
+        return job.run_spec.device
 
     def prepare(self, job: Run) -> bool:
         folder = self.folder(job)

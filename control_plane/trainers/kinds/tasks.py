@@ -7,6 +7,7 @@ from control_plane.runs.record import FOLDER_MISSING, STATUS_UNREADABLE
 from control_plane.tasks.record import Task
 from control_plane.trainers.sightings import Problem
 from lectern_common.errors import CorruptData, FolderMissing
+from lectern_common.spec.sections import DeviceSpec
 from lectern_common.stages.folder import TaskFolder
 from lectern_common.stages.status import TaskStatus
 
@@ -28,7 +29,7 @@ class TaskKind:
             status = folder.read_status()
         except CorruptData as error:
             return None, Problem(STATUS_UNREADABLE, str(error))
-        if status is None and job.pid is not None and not folder.path.is_dir():
+        if status is None and job.handle is not None and not folder.path.is_dir():
             why = f"its folder {folder.path} was removed; create the task anew"
             return None, Problem(FOLDER_MISSING, why)
         return status, None
@@ -40,7 +41,7 @@ class TaskKind:
 
     def last_said(self, job: Task) -> TaskStatus | None:
         before = job.last_status
-        if before is None or job.pid is None or not self.is_of_attempt(job, before):
+        if before is None or job.handle is None or not self.is_of_attempt(job, before):
             return None
         return before
 
@@ -48,6 +49,9 @@ class TaskKind:
         if job.run_id is not None and not (self.runs_root / job.run_id).is_dir():
             path = self.runs_root / job.run_id
             raise FolderMissing(f"the folder {path} of its run was removed; put it back")
+
+    def device(self, job: Task) -> DeviceSpec:
+        return job.device
 
     def prepare(self, job: Task) -> bool:
         folder = self.folder(job)

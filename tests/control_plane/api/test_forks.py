@@ -14,6 +14,7 @@ import pytest
 from control_plane.plane import open_plane
 from control_plane.runs import forking
 from control_plane.trainers.devices import Devices
+from control_plane.trainers.launching.local import LocalLauncher
 from lectern_common.roots import Roots
 from lectern_common.run.checkpoint_files import verified_state
 from lectern_common.run.folder import ForkedFrom, RunFolder
@@ -320,7 +321,9 @@ def test_a_killed_fork_leaves_nothing_that_the_next_start_does_not_remove(tmp_pa
     for name in (".forking-abc/x-1/checkpoints", ".forked-x-1/checkpoints", ".new-x/y"):
         (runs / name).mkdir(parents=True)
     plane = open_plane(
-        Roots.of_home(tmp_path), devices=Devices((), max_running=1), processes=processes
+        Roots.of_home(tmp_path),
+        devices=Devices((), max_running=1),
+        launcher=LocalLauncher(processes),
     )
     plane.close()
     assert left_in(plane) == {".new-x"}  # young, and perhaps of a living `lectern train`

@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 from control_plane.api.app import create_app
 from control_plane.plane import open_plane
 from control_plane.trainers.devices import Devices
+from control_plane.trainers.launching.local import LocalLauncher
 from lectern_common.run.status import RunState
 from lectern_common.run.webhook import Receiver
 from tests.control_plane.conftest import BASE_URL, make_home, spec, wait_for
@@ -26,7 +27,7 @@ def planned(folder, url=None):
     plane = open_plane(
         make_home(folder),
         devices=Devices((), max_running=2),
-        processes=FakeProcesses(FakeClock()),
+        launcher=LocalLauncher(FakeProcesses(FakeClock())),
         receiver=None if url is None else Receiver(url, SECRET),
     )
     app = create_app(plane, token=TOKEN, read_token=READ)

@@ -23,6 +23,7 @@ from control_plane.api.openapi import text_of
 from control_plane.plane import open_plane
 from control_plane.reading.feed import Feed
 from control_plane.trainers.devices import Devices
+from control_plane.trainers.launching.local import LocalLauncher
 from lectern_common.spec.load import parse_spec
 from tests.control_plane.conftest import ROOT, make_home, serving, spec_body
 from tests.control_plane.test_process import Service, home  # noqa: F401 - a fixture
@@ -146,7 +147,7 @@ def in_process(tmp_path, monkeypatch) -> Iterator[Any]:
     plane = open_plane(
         make_home(tmp_path),
         devices=Devices((), max_running=2),
-        processes=FakeProcesses(FakeClock()),
+        launcher=LocalLauncher(FakeProcesses(FakeClock())),
     )
     monkeypatch.setattr(plane.feed, "opened", lambda: _closing(plane.feed))
     plane.commands.create(parse_spec(spec_body()))

@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 from control_plane.api.app import create_app
 from control_plane.plane import open_plane
 from control_plane.trainers.devices import Devices
+from control_plane.trainers.launching.local import LocalLauncher
 from tests.control_plane.conftest import BASE_URL, make_home, spec_body, wait_for
 from tests.support.fakes import FakeClock, FakeProcesses
 
@@ -18,7 +19,7 @@ def client(tmp_path: Path) -> Iterator[TestClient]:
     plane = open_plane(
         make_home(tmp_path),
         devices=Devices(("0", "1"), max_running=4, cores=8),
-        processes=FakeProcesses(FakeClock()),
+        launcher=LocalLauncher(FakeProcesses(FakeClock())),
     )
     plane.tick_seconds = 0.02
     with TestClient(create_app(plane), base_url=BASE_URL) as client:

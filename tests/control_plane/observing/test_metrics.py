@@ -10,6 +10,7 @@ from control_plane.plane import open_plane
 from control_plane.runs.alerts import AlertKind
 from control_plane.runs.queries import StateCount
 from control_plane.trainers.devices import Devices
+from control_plane.trainers.launching.local import LocalLauncher
 from lectern_common.run.status import RunState
 from lectern_common.teacher.secrets import SecretFiles
 from tests.control_plane.conftest import BASE_URL, ROOT, make_home, spec
@@ -112,7 +113,7 @@ def scraped(tmp_path):
     plane = open_plane(
         make_home(tmp_path),
         devices=Devices((), max_running=2),
-        processes=FakeProcesses(FakeClock()),
+        launcher=LocalLauncher(FakeProcesses(FakeClock())),
         teachers={"127.0.0.1:9": SecretFiles()},
     )
     tokens = {"token": "the-token-of-these-tests", "read_token": "another-one-that-reads"}

@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 from control_plane.api.app import create_app
 from control_plane.plane import open_plane
 from control_plane.trainers.devices import Devices
+from control_plane.trainers.launching.local import LocalLauncher
 from lectern_common.roots import Roots
 from tests.control_plane.conftest import BASE_URL, ROOT, make_home, spec_body
 from tests.support.fakes import FakeClock, FakeProcesses
@@ -31,6 +32,7 @@ from control_plane.runs import commands, creation
 from control_plane.trainers.devices import Devices
 from lectern_common.roots import Roots
 from tests.control_plane.sweeps.test_killed import BODY, KEY
+from control_plane.trainers.launching.local import LocalLauncher
 from tests.support.fakes import FakeClock, FakeProcesses
 
 home, moment = Path(sys.argv[1]), sys.argv[2]
@@ -50,7 +52,8 @@ if moment == "committed":
 else:
     creation.remember = counting
 processes = FakeProcesses(FakeClock())
-plane = open_plane(Roots.of_home(home), devices=Devices((), max_running=1), processes=processes)
+launcher = LocalLauncher(processes)
+plane = open_plane(Roots.of_home(home), devices=Devices((), max_running=1), launcher=launcher)
 with TestClient(create_app(plane), base_url="http://127.0.0.1") as client:
     client.post("/sweeps", json=BODY, headers=KEY)
 """
@@ -78,7 +81,7 @@ def test_a_kill_leaves_all_runs_or_none(tmp_path: Path, moment: str, left: int) 
     plane = open_plane(
         Roots.of_home(tmp_path),
         devices=Devices((), max_running=1),
-        processes=FakeProcesses(FakeClock()),
+        launcher=LocalLauncher(FakeProcesses(FakeClock())),
     )
     with TestClient(create_app(plane), base_url=BASE_URL) as client:
         assert client.get("/runs").json()["total"] == left

@@ -13,6 +13,7 @@ from control_plane.runs import creation
 from control_plane.runs.search import Search
 from control_plane.teachers import checks as start_checks
 from control_plane.trainers.devices import Devices
+from control_plane.trainers.launching.local import LocalLauncher
 from lectern_common.checks import preflight
 from lectern_common.errors import TeacherUnavailable
 from lectern_common.json_lines import append_json_line
@@ -198,7 +199,7 @@ def test_a_sweep_needs_room_for_all_of_its_runs(tmp_path):
     plane = open_plane(
         make_home(tmp_path),
         devices=Devices((), max_running=1),
-        processes=FakeProcesses(FakeClock()),
+        launcher=LocalLauncher(FakeProcesses(FakeClock())),
         max_queued=5,
     )
     from control_plane.api.app import create_app

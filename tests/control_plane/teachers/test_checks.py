@@ -11,6 +11,7 @@ from control_plane.plane import open_plane
 from control_plane.runs.search import Search
 from control_plane.teachers.monitor import TeacherMonitor, _Teacher
 from control_plane.trainers.devices import Devices
+from control_plane.trainers.launching.local import LocalLauncher
 from lectern_common.run.folder import RunFolder
 from lectern_common.teacher.channel import TeacherChannel
 from lectern_common.teacher.figures import teacher_figures
@@ -190,7 +191,7 @@ def test_teachers_are_shown_with_their_statistics_or_their_problem(tmp_path, add
         make_home(tmp_path),
         devices=Devices((), max_running=2),
         teachers={address: SecretFiles(), NOBODY: SecretFiles()},
-        processes=processes,
+        launcher=LocalLauncher(processes),
     )
     with TestClient(create_app(plane), base_url=BASE_URL) as client:
         up, down = client.get("/teachers").json()["teachers"]

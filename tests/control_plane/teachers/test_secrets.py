@@ -11,6 +11,7 @@ from control_plane.api.app import create_app
 from control_plane.plane import open_plane
 from control_plane.teachers.secrets import configured_teachers, require_secrets_known
 from control_plane.trainers.devices import Devices
+from control_plane.trainers.launching.local import LocalLauncher
 from lectern.demo.specs import student_specs
 from lectern_common.errors import InvalidSpec, Misconfigured
 from lectern_common.spec.load import load_spec
@@ -163,7 +164,7 @@ def test_a_run_cannot_have_a_secret_sent_to_a_teacher_it_names(tmp_path, process
             roots,
             devices=Devices((), max_running=2),
             teachers={configured: SecretFiles("token")},
-            processes=processes,
+            launcher=LocalLauncher(processes),
         )
         with TestClient(create_app(plane), base_url=BASE_URL) as client:
             write_student(plane)
@@ -208,7 +209,7 @@ def test_each_replica_is_shown_with_its_runs_and_probed_with_its_secrets(tmp_pat
             roots,
             devices=Devices((), max_running=2),
             teachers=configured_teachers([f"{a},{b}"], SecretFiles("token")),
-            processes=processes,
+            launcher=LocalLauncher(processes),
         )
         with TestClient(create_app(plane), base_url=BASE_URL) as client:
             write_student(plane)

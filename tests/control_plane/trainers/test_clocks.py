@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from control_plane.runs.commands import RunCommands
-from control_plane.trainers.launching.local import LocalLauncher
+from control_plane.trainers.launching.processes import LocalProcesses
 from control_plane.trainers.reconciler import Reconciler
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.processes import Identity, identity_of, is_alive
@@ -127,9 +127,9 @@ def test_a_status_that_names_a_process_of_someone_else_is_not_believed(bench, tm
     folder = RunFolder.create(tmp_path / "runs", run.id, run.run_spec)
     me = identity_of(os.getpid())
     assert me is not None
-    assert LocalLauncher(STAND_IN).find(folder, me) is None
+    assert LocalProcesses(STAND_IN).find(folder, me) is None
     with folder.locked():
-        assert LocalLauncher(STAND_IN).find(folder, me) == me
+        assert LocalProcesses(STAND_IN).find(folder, me) == me
 
 
 @pytest.mark.parametrize("recorded", [True, False])
@@ -141,9 +141,8 @@ def test_a_trainer_of_the_release_before_is_adopted_and_its_end_is_believed(benc
     process = bench.processes.last()
     process.say("running", step=2, **old)
     with bench.store.writing() as connection:
-        row = "boot_id = NULL, start_ticks = NULL, status = NULL, process_create_time = 501"
-        if not recorded:
-            row += ", pid = NULL"
+        handle = f"'local:{process.identity.pid}'" if recorded else "NULL"
+        row = f"handle = {handle}, status = NULL, process_create_time = 501"
         connection.execute(sa.text(f"UPDATE runs SET {row}"))  # noqa: S608
     bench.restart()
     bench.tick(1)
@@ -170,8 +169,8 @@ def test_a_real_trainer_whose_clock_is_an_hour_off_is_adopted_and_stopped(bench,
     ).stdout.strip()
     environment = {"LD_PRELOAD": preload, "FAKETIME": offset}
     run = bench.create(schedule={"steps": 100_000, "warmup_steps": 0})
-    first = LocalLauncher(STAND_IN, environment)
-    for launcher in (first, LocalLauncher(STAND_IN)):
+    first = LocalProcesses(STAND_IN, environment)
+    for launcher in (first, LocalProcesses(STAND_IN)):
         parts = (bench.runs, bench.commands, bench.roots, launcher, bench.devices, bench.clock)
         reconciler = Reconciler(*parts)
 

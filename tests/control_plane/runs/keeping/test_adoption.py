@@ -17,6 +17,7 @@ from control_plane.runs.record import Run, Wanted
 from control_plane.runs.search import Search
 from control_plane.runs.store import DATABASE_NAME, Store
 from control_plane.trainers.launching.local import LocalLauncher
+from control_plane.trainers.launching.processes import LocalProcesses
 from control_plane.trainers.reconciler import Reconciler
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.processes import identity_of
@@ -43,7 +44,9 @@ def reopen(bench: Bench) -> None:
 
 
 def adoption_of(bench: Bench, cuda: tuple[str, ...] = ()) -> Adoption:
-    return Adoption(bench.runs, bench.commands, bench.roots.runs, bench.processes.find, cuda)
+    return Adoption(
+        bench.runs, bench.commands, bench.roots.runs, LocalLauncher(bench.processes).find, cuda
+    )
 
 
 def adopt(bench: Bench, *run_ids: str) -> Adopted:
@@ -388,7 +391,7 @@ def test_a_process_that_a_later_status_names_falsely_is_never_signalled(bench, t
     values |= {"attempt": 9, "state": "running", "pid": me.pid, "step": 9}
     values |= {"boot_id": me.boot_id, "start_ticks": me.start_ticks}
     folder.status_path.write_text(json.dumps(values))
-    launcher = LocalLauncher()
+    launcher = LocalLauncher(LocalProcesses())
     Adoption(bench.runs, bench.commands, bench.roots.runs, launcher.find).catch_up()
     assert bench.runs.get(run.id).process is None
     bench.commands.request_stop(run.id)
@@ -407,7 +410,7 @@ def test_a_run_whose_process_cannot_be_looked_for_does_not_stop_the_others(bench
         path = RunFolder(bench.roots.runs / run.id).status_path
         path.write_text(json.dumps({**json.loads(path.read_text()), "attempt": 9}))
 
-    def find(folder, said):
+    def find(folder, attempt, said):
         if folder.run_id == first.id:
             raise OSError(5, "Input/output error", str(folder.path))
         return None
@@ -433,12 +436,12 @@ def test_unknown_folders_are_mentioned_once_at_the_start(bench, capsys):
     bench.store.close()
     (bench.roots.runs / DATABASE_NAME).unlink()
     capsys.readouterr()
-    plane = open_plane(bench.roots, devices=bench.devices, processes=bench.processes)
+    plane = open_plane(bench.roots, devices=bench.devices, launcher=LocalLauncher(bench.processes))
     plane.close()
     said = capsys.readouterr().err
     assert said.count(run.id) == 1 and "lectern runs adopt --all" in said
     RunFolder.create(bench.roots.runs, "other-run", spec())
-    plane = open_plane(bench.roots, devices=bench.devices, processes=bench.processes)
+    plane = open_plane(bench.roots, devices=bench.devices, launcher=LocalLauncher(bench.processes))
     assert {one.id for one in plane.adoption.adopt().runs} == {run.id, "other-run"}
     plane.close()
 

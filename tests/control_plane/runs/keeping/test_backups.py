@@ -24,6 +24,7 @@ from control_plane.runs.keeping.backups import (
 from control_plane.runs.queries import Runs
 from control_plane.runs.store import Store
 from control_plane.trainers.devices import Devices
+from control_plane.trainers.launching.local import LocalLauncher
 from lectern_common.errors import Misconfigured
 from lectern_common.run.status import RunState
 from tests.control_plane.conftest import ROOT, make_home, spec
@@ -250,7 +251,7 @@ def test_a_plane_backs_up_at_its_start_and_starts_although_that_fails(tmp_path):
 
     def opened():
         processes = FakeProcesses(FakeClock())
-        plane = open_plane(roots, devices=Devices((), 1), processes=processes)
+        plane = open_plane(roots, devices=Devices((), 1), launcher=LocalLauncher(processes))
         plane.close()
         return plane
 

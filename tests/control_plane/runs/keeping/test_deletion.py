@@ -11,6 +11,7 @@ from control_plane.plane import open_plane
 from control_plane.runs.keeping.deletion import delete_run, finish_deletions
 from control_plane.runs.keeping.room import ROOM_BYTES, Room
 from control_plane.runs.search import Search
+from control_plane.trainers.launching.local import LocalLauncher
 from lectern_common.errors import Conflict, NotFound
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RunState
@@ -203,7 +204,7 @@ def test_a_deletion_killed_after_its_commit_is_finished_at_the_next_start(bench,
         delete_run(bench.commands, folder)
     assert folders(bench) == [f".deleted-{folder.run_id}"]
     bench.store.close()
-    plane = open_plane(bench.roots, devices=bench.devices, processes=bench.processes)
+    plane = open_plane(bench.roots, devices=bench.devices, launcher=LocalLauncher(bench.processes))
     assert folders(bench) == []
     plane.close()
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from control_plane.trainers.launching.environment import trainer_environment
-from control_plane.trainers.launching.local import LocalLauncher
+from control_plane.trainers.launching.processes import LocalProcesses
 from lectern_common.run.folder import RunFolder
 from tests.control_plane.conftest import spec, wait_for
 
@@ -88,7 +88,7 @@ def test_a_real_trainer_inherits_only_what_is_named(tmp_path, monkeypatch, name)
         value = os.environ.get(name, value)  # the child has to start
     monkeypatch.setenv(name, value)
     folder = RunFolder.create(tmp_path, "steady-1", spec())
-    launcher = LocalLauncher(PRINTS_ITS_ENVIRONMENT, {"LECTERN_DATA_ROOT": "/data"})
+    launcher = LocalProcesses(PRINTS_ITS_ENVIRONMENT, {"LECTERN_DATA_ROOT": "/data"})
     process = launcher.start(folder, resume=False, environment={"OMP_NUM_THREADS": "2"})
     wait_for(lambda: launcher.exit_status(process) is not None)
     seen = json.loads((folder.path / "env.json").read_text())

@@ -24,7 +24,7 @@ from control_plane.trainers.launching.fork_server import (
     NotForked,
     server_environment,
 )
-from control_plane.trainers.launching.local import LocalLauncher
+from control_plane.trainers.launching.processes import LocalProcesses
 from control_plane.trainers.reconciler import Reconciler
 from lectern_common.json_lines import read_json_lines
 from lectern_common.run.folder import RunFolder
@@ -71,13 +71,13 @@ A_PLANE = """
 import sys
 from pathlib import Path
 from control_plane.trainers.launching.fork_server import ForkServer
-from control_plane.trainers.launching.local import LocalLauncher
+from control_plane.trainers.launching.processes import LocalProcesses
 from lectern_common.run.processes import Identity
 from lectern_common.run.folder import RunFolder
 from tests.control_plane.conftest import STAND_IN, STAND_IN_FORK_SERVER, wait_for
 server = ForkServer(1, STAND_IN_FORK_SERVER)
 wait_for(server.is_ready)
-process = LocalLauncher(STAND_IN, {}, server).start(
+process = LocalProcesses(STAND_IN, {}, server).start(
     RunFolder(Path(sys.argv[1])), resume=False, environment={}
 )
 print("pids", server.pid, process.pid, flush=True)
@@ -122,7 +122,7 @@ def is_running(pid: int) -> bool:
 def test_a_forked_trainer_has_its_own_words_threads_devices_and_descriptors(tmp_path):
     with closing(ForkServer(1, [sys.executable, "-c", SEES])) as server:
         wait_for(server.is_ready, 120)
-        launcher = LocalLauncher(["python", "-m", "student_trainer"], {}, server)
+        launcher = LocalProcesses(["python", "-m", "student_trainer"], {}, server)
         environment = {"OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "1,3"}
         folder = new_folder(tmp_path)
         process = launcher.start(folder, resume=True, environment=environment)
@@ -142,19 +142,19 @@ def test_a_forked_trainer_has_its_own_words_threads_devices_and_descriptors(tmp_
 
 def test_the_command_line_of_a_forked_trainer_is_that_of_a_fresh_one(server, tmp_path):
     folder = new_folder(tmp_path)
-    process = LocalLauncher(STAND_IN, {}, server).start(folder, resume=False, environment={})
+    process = LocalProcesses(STAND_IN, {}, server).start(folder, resume=False, environment={})
     trains(folder)
     argv = psutil.Process(process.pid).cmdline()
     assert argv[:3] == [*STAND_IN, str(folder.path)]
     assert set(argv[3:]) <= {""}
-    assert LocalLauncher(STAND_IN).find(folder) == process
+    assert LocalProcesses(STAND_IN).find(folder) == process
 
 
 def test_a_command_line_without_room_is_not_shown_but_the_trainer_starts(server, tmp_path):
     deep = tmp_path / ("a" * 200) / ("b" * 200) / ("c" * 200) / ("d" * 200) / ("e" * 200)
     deep.mkdir(parents=True)
     folder = new_folder(deep)
-    LocalLauncher(STAND_IN, {}, server).start(folder, resume=False, environment={})
+    LocalProcesses(STAND_IN, {}, server).start(folder, resume=False, environment={})
     assert trains(folder)
 
 
@@ -174,7 +174,7 @@ def test_the_server_holds_no_secret_even_after_it_has_forked_trainers_that_have(
     with closing(ForkServer(1, STAND_IN_FORK_SERVER)) as server:
         wait_for(server.is_ready)
         folder = new_folder(tmp_path)
-        process = LocalLauncher(STAND_IN, {}, server).start(folder, resume=False, environment={})
+        process = LocalProcesses(STAND_IN, {}, server).start(folder, resume=False, environment={})
         trains(folder)
         [launch] = read_json_lines(folder.path / "launches.jsonl")
         told = {name: launch["environment"].get(name) for name in SECRETS}
@@ -217,7 +217,7 @@ def test_the_server_has_the_variables_of_trainers_that_libraries_read_when_impor
 
 
 def test_trainers_outlive_a_killed_server_and_another_one_is_started(server, tmp_path, capsys):
-    launcher = LocalLauncher(STAND_IN, {}, server)
+    launcher = LocalProcesses(STAND_IN, {}, server)
     first, second, third = (new_folder(tmp_path, f"steady-{number}") for number in range(3))
     process = launcher.start(first, resume=False, environment={})
     before = trains(first)
@@ -247,7 +247,7 @@ def test_a_server_that_hangs_is_replaced_and_the_trainer_started_afresh(
     monkeypatch.setattr("control_plane.trainers.launching.fork_server.ANSWER_SECONDS", 0.2)
     stopped = server.pid
     os.kill(stopped, signal.SIGSTOP)
-    launcher = LocalLauncher(STAND_IN, {}, server)
+    launcher = LocalProcesses(STAND_IN, {}, server)
     folder = new_folder(tmp_path)
     process = launcher.start(folder, resume=False, environment={})
     assert trains(folder)
@@ -272,9 +272,9 @@ def test_a_killed_control_plane_takes_its_server_along_and_leaves_the_trainer(tm
         trains(folder)
         plane.kill()
     wait_for(lambda: not is_running(server_pid))
-    found = LocalLauncher(STAND_IN).find(folder)
+    found = LocalProcesses(STAND_IN).find(folder)
     assert found is not None and found.pid == trainer_pid
-    LocalLauncher(STAND_IN).kill(found)
+    LocalProcesses(STAND_IN).kill(found)
     wait_for(lambda: not is_running(trainer_pid))
 
 
@@ -342,7 +342,7 @@ def test_a_trainer_killed_before_it_is_told_what_to_do_counts_as_killed(tmp_path
     server.reaped = reaped
     with closing(server):
         wait_for(server.is_ready)
-        launcher = LocalLauncher(STAND_IN, {}, server)
+        launcher = LocalProcesses(STAND_IN, {}, server)
         folder = new_folder(tmp_path)
         process = launcher.start(folder, resume=False, environment={})
         assert not launcher.is_alive(process)
@@ -357,7 +357,7 @@ def test_a_run_whose_trainer_is_killed_before_it_is_told_restarts_by_itself(tmp_
     bench = Bench.of(tmp_path)
     with closing(server):
         wait_for(server.is_ready)
-        launcher = LocalLauncher(STAND_IN, bench.roots.environment(), server)
+        launcher = LocalProcesses(STAND_IN, bench.roots.environment(), server)
         loop = Reconciler(
             bench.runs, bench.commands, bench.roots, launcher, bench.devices, clock=bench.clock
         )
@@ -375,7 +375,7 @@ def in_leaps(seconds: float = 100.0) -> Callable[[], float]:
     return itertools.count(0.0, seconds).__next__
 
 
-def has_ended(launcher: LocalLauncher, process: Identity) -> bool:
+def has_ended(launcher: LocalProcesses, process: Identity) -> bool:
     return not launcher.is_alive(process)
 
 
@@ -391,7 +391,7 @@ def test_a_server_that_dies_as_soon_as_it_is_ready_is_given_up_after_growing_del
 ):
     clock = FakeClock()
     server = ForkServer(1, STAND_IN_FORK_SERVER, clock=clock)
-    launcher = LocalLauncher(STAND_IN, {}, server)
+    launcher = LocalProcesses(STAND_IN, {}, server)
     with closing(server):
         for delay in (1, 4, 16, 64):
             kill_when_ready(server)
@@ -453,7 +453,7 @@ def test_a_server_with_a_thread_is_refused_and_not_tried_for_ever(tmp_path, caps
 
 
 def test_a_server_that_cannot_be_started_does_not_keep_trainers_from_starting(tmp_path):
-    launcher = LocalLauncher(STAND_IN, {}, ForkServer(1, ["/no/such/program"]))
+    launcher = LocalProcesses(STAND_IN, {}, ForkServer(1, ["/no/such/program"]))
     folder = new_folder(tmp_path)
     process = launcher.start(folder, resume=False, environment={})
     assert isinstance(process, Identity)
