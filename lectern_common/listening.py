@@ -9,7 +9,12 @@ localhost, a name   every address that it resolves to and this machine has (host
 """
 
 import errno
+import os
 import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from lectern_common.callers import is_loopback
 from lectern_common.words import address_of
@@ -20,6 +25,36 @@ EVERY_ADDRESS = "::"
 _ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 # Tries to find a port that is free at every address.
 _TRIES = 20
+
+
+@contextmanager
+def only_for_this_user(path: Path) -> Iterator[None]:
+    """While it is open, a socket may be bound at `path`; the file has mode 0600 from the start.
+
+    A socket that a killed server left is removed first. The process's umask changes for the while.
+
+    Raises:
+        OSError: someone listens there, or it cannot be seen whether, or it is not a socket.
+    """
+    _sweep(path)
+    before = os.umask(0o177)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def _sweep(path: Path) -> None:
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise OSError(errno.EADDRINUSE, "is not a socket", str(path))
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a server whose queue is full listens, too
+        if probe.connect_ex(str(path)) != errno.ECONNREFUSED:
+            raise OSError(errno.EADDRINUSE, "someone listens there", str(path))
+    path.unlink(missing_ok=True)
 
 
 def addresses_named(host: str) -> list[str]:

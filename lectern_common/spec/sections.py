@@ -104,8 +104,8 @@ class TeacherSpec(Section):
     """Which teacher to ask, and how."""
 
     address: Address = "127.0.0.1:50051"
-    """host:port of the teacher server; for replicas, a comma-separated list or dns:///name:port.
-    Empty if there is a record."""
+    """host:port of the teacher server; for replicas, a comma-separated list or dns:///name:port;
+    unix:/path for a socket file on this machine. Empty if there is a record."""
     record: RelativePath | None = None
     """Record under the data root to learn from instead of a server: see `lectern precompute`."""
     record_to: RelativePath | None = None

@@ -3,12 +3,17 @@
 host:port                one server
 host:port,host:port      replicas of one model, asked in turn
 dns:///name:port         all servers that the name resolves to
+unix:/path               a server of this user on this machine, at a socket file
 """
 
 import ipaddress
+import re
 
 DNS_SCHEME = "dns:///"
+UNIX_SCHEME = "unix:"
 MAX_REPLICAS = 32
+# What the system takes as the path of a socket, without the byte that ends it.
+MAX_SOCKET_PATH_BYTES = 107
 MAX_HOST_CHARACTERS = 253
 _EXAMPLE = "must be host:port, for example 127.0.0.1:50051"
 
@@ -34,7 +39,26 @@ def replica_addresses(address: str) -> tuple[str, ...]:
     return tuple(address.split(","))
 
 
+def socket_path(address: str) -> str | None:
+    """Returns the path of a `unix:/path`; None for any other address, such as `unix:1`, a host.
+
+    Raises ValueError if the path is not one that gRPC takes literally.
+    """
+    path = address.removeprefix(UNIX_SCHEME)
+    if path == address or not path.startswith("/"):
+        return None
+    if len(path) > MAX_SOCKET_PATH_BYTES or not re.fullmatch(
+        r"[A-Za-z0-9._/-]*[A-Za-z0-9_-]", path
+    ):
+        raise ValueError(
+            f"must be unix:/path, of at most {MAX_SOCKET_PATH_BYTES} letters, digits and ._/-"
+        )
+    return path
+
+
 def _require_host_and_port(text: str) -> None:
+    if socket_path(text) is not None:
+        return
     host, separator, port = text.rpartition(":")
     if not separator or not host or not (port.isascii() and port.isdigit()):
         raise ValueError(_EXAMPLE)

@@ -12,7 +12,7 @@ import grpc
 
 from lectern_common import errors
 from lectern_common.teacher import tls as client_tls
-from lectern_common.teacher.address import DNS_SCHEME
+from lectern_common.teacher.address import DNS_SCHEME, socket_path
 from lectern_common.teacher.tls import ClientTls
 from lectern_common.wire.formats import MAX_MESSAGE_BYTES, PROTOCOL_VERSION
 from lectern_common.wire.pieces import received
@@ -57,7 +57,7 @@ class TeacherChannel:
     Use as a context manager, or call close().
 
     Attributes:
-        address: host:port, or dns:///name:port.
+        address: host:port, dns:///name:port, or unix:/path.
         token: sent with every call, never logged.
         tls: None means plaintext.
         server_name: the name that the server's certificate must have, instead of the address's
@@ -158,7 +158,8 @@ def _open(address: str, tls: ClientTls | None, server_name: str | None = None) -
     if address.startswith(DNS_SCHEME):
         options.append(("grpc.service_config", _ROUND_ROBIN))
     # An explicit scheme: otherwise gRPC would take a host such as "unix" for one.
-    target = DNS_SCHEME + address.removeprefix(DNS_SCHEME)
+    on_this_machine = socket_path(address) is not None
+    target = address if on_this_machine else DNS_SCHEME + address.removeprefix(DNS_SCHEME)
     if tls is None:
         return grpc.insecure_channel(target, options=options)
     if server_name is not None:

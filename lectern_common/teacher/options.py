@@ -95,7 +95,8 @@ ADDRESS_OPTIONS = (
     TeacherOption(
         "bind",
         "host:port, default: {default}; 0.0.0.0: every IPv4 address that this machine has at the "
-        "start, [::]: every address; port 0: any free port",
+        "start, [::]: every address; port 0: any free port; or "
+        "unix:/path, a socket file that only this user can open",
         default="127.0.0.1:50051",
     ),
     TeacherOption(

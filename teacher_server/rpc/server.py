@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from socket import AF_INET
 from typing import Any
 
@@ -21,8 +22,14 @@ from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined
 from grpc_reflection.v1alpha import reflection
 
 from lectern_common.errors import Misconfigured
-from lectern_common.listening import EVERY_IPV4, addresses_named, bound_sockets
+from lectern_common.listening import (
+    EVERY_IPV4,
+    addresses_named,
+    bound_sockets,
+    only_for_this_user,
+)
 from lectern_common.logs import get_logger
+from lectern_common.teacher.address import socket_path
 from lectern_common.wire.formats import MAX_MESSAGE_BYTES
 from lectern_common.wire.pieces import serialized
 from lectern_common.words import address_of, host_and_port
@@ -66,7 +73,7 @@ class TeacherServer:
     """A gRPC server around one engine. Make, start and drain it inside one event loop.
 
     Args:
-        bind: "host:port"; port 0 picks a free one.
+        bind: "host:port", port 0 picks a free one; or "unix:/path", a socket of this user's.
         token: bearer token that every call must carry; None means that none is needed.
         tls: certificate, key, and the authority of client certificates; None means plaintext.
         max_request_bytes: larger messages are refused before they are read.
@@ -82,8 +89,10 @@ class TeacherServer:
         tls: ServerTls | None = None,
         max_request_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
-        self.host, self._port = host_and_port(bind)
-        require_callers_known(bind, token, tls)
+        self._socket = _socket_of(bind, tls)
+        self.host, self._port = ("localhost", 0) if self._socket else host_and_port(bind)
+        if self._socket is None:
+            require_callers_known(bind, token, tls)
         self._tls = tls
         self._health = health_aio.HealthServicer()
         self.gate = Gate()
@@ -99,7 +108,7 @@ class TeacherServer:
     @property
     def address(self) -> str:
         """Where it listens, valid once started."""
-        return address_of(self.host, self._port)
+        return f"unix:{self._socket}" if self._socket else address_of(self.host, self._port)
 
     async def start(self) -> None:
         """Binds the port and answers health checks with NOT_SERVING.
@@ -121,8 +130,8 @@ class TeacherServer:
         except (RuntimeError, OSError) as error:
             named = error.filename if isinstance(error, OSError) else None
             raise Misconfigured(
-                f"cannot listen on {named or self.address}: the port is taken or the address is "
-                "not this machine's; set another --bind"
+                f"cannot listen on {named or self.address}: {_why(error, self._socket)}; set "
+                "another --bind"
             ) from None
         await self._server.start()
 
@@ -149,6 +158,9 @@ class TeacherServer:
 
     def _listen(self) -> int:
         """Returns the port that was bound. Raises RuntimeError or OSError."""
+        if self._socket is not None:
+            with only_for_this_user(self._socket):
+                return self._server.add_insecure_port(f"unix:{self._socket}")
         credentials = None
         if self._tls is not None:
             credentials = grpc.ssl_server_credentials(
@@ -239,6 +251,28 @@ class TeacherServer:
         if self._disk_cache is not None:
             await asyncio.to_thread(self._disk_cache.close)
         return finished
+
+
+def _socket_of(bind: str, tls: ServerTls | None) -> Path | None:
+    """Returns the path of the socket that --bind names, None if it names host:port.
+
+    Raises Misconfigured.
+    """
+    try:
+        path = socket_path(bind)
+    except ValueError as error:
+        raise Misconfigured(f"--bind {bind!r} {error}") from None
+    if path is not None and tls is not None:
+        raise Misconfigured(f"--bind {bind} never leaves this machine: leave --tls-cert out")
+    return None if path is None else Path(path)
+
+
+def _why(error: Exception, path: Path | None) -> str:
+    if path is None:
+        return "the port is taken or the address is not this machine's"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return "its folder does not exist or cannot be written"
 
 
 def _parser(message: Any) -> Callable[[bytes], Any]:

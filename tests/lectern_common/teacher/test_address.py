@@ -11,6 +11,8 @@ from lectern_common.teacher.address import MAX_REPLICAS, checked_address, replic
         ("[::1]:50051", ["[::1]:50051"]),
         ("a:1,b.example.org:2,[::1]:3", ["a:1", "b.example.org:2", "[::1]:3"]),
         ("dns:///teachers:50051", ["dns:///teachers:50051"]),
+        ("unix:/run/teacher.sock", ["unix:/run/teacher.sock"]),
+        ("unix:/run/a,unix:/run/b", ["unix:/run/a", "unix:/run/b"]),
     ],
 )
 def test_an_address_is_one_server_several_or_a_name_for_several(address, servers):
@@ -42,6 +44,10 @@ def test_an_address_is_one_server_several_or_a_name_for_several(address, servers
         "::1:50051",
         # What gRPC would take for a scheme of its own; for "unix:1" see test_replicas.py.
         "unix:/run/teacher:1",
+        "unix:/run/a%2fb",
+        "unix:/run/a b",
+        "unix:/run/teacher/",
+        "unix:/" + "a" * 107,
         "unix-abstract:a:1",
         "ipv4:127.0.0.1:1",
         "xds:///a:1",
