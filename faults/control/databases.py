@@ -144,9 +144,13 @@ def damaged(stage: Stage) -> Tally:
         tally.count(after == before, f"{kind}: the database was changed")
         if commands is not None:
             subprocess.run(["/bin/sh", "-c", commands[0]], check=True)
-        with plane(stage, home) as restored:
-            found = {run["id"] for run in restored.runs()}
-            tally.count(found == runs, f"{kind}: restored, it has {len(found)} of {len(runs)} runs")
+        try:
+            with plane(stage, home) as restored:
+                found = {run["id"] for run in restored.runs()}
+        except RuntimeError as error:  # it does not start
+            tally.count(False, f"{kind}: not restored: {error}")
+            continue
+        tally.count(found == runs, f"{kind}: restored, it has {len(found)} of {len(runs)} runs")
     tally.require_within(slowest, C9_SECONDS, "refusing")
     tally.figure = (
         f"{', '.join(_DAMAGE)}: refused within {slowest:.1f} s in one line that says how to "
