@@ -7,6 +7,7 @@
 #   make faults [ARGS='T5 --json']   injects faults into real servers and trainers
 #   make lint                        ruff, mypy and the page's types; needs npm (Node.js 20)
 #   make llama-cpp                   llama.cpp, which the tests of GGUF files ask; needs npm
+#   make ray                         Ray in .ray, which the tests of --launcher ray start
 #   make peers                       what benchmarks and long tests compare with, such as TRL
 #   make bench | protos
 
@@ -18,9 +19,10 @@ STAMP := .venv/.installed
 PEERS := .venv/.peers-installed
 TYPESCRIPT := node_modules/.installed
 LLAMA_CPP := .llama-cpp/.installed-3.22.1
+RAY := .ray/.installed-2.60.0
 
 .DEFAULT_GOAL := install
-.PHONY: install demo test lint llama-cpp peers bench faults docs protos
+.PHONY: install demo test lint llama-cpp ray peers bench faults docs protos
 
 install: $(STAMP)
 
@@ -60,6 +62,14 @@ $(LLAMA_CPP):
 	rm -rf .llama-cpp && mkdir .llama-cpp && echo '{"private": true}' > .llama-cpp/package.json
 	cd .llama-cpp && npm install --omit=optional --ignore-scripts --no-package-lock --no-audit \
 	  --no-fund node-llama-cpp@3.22.1 @node-llama-cpp/linux-x64@3.22.1
+	touch $@
+
+ray: $(RAY)
+
+# In an environment of its own: the control plane speaks to a cluster over HTTP and needs no Ray.
+$(RAY):
+	rm -rf .ray && $(PYTHON) -m venv .ray
+	.ray/bin/pip install --disable-pip-version-check --progress-bar off -q 'ray[default]==2.60.0'
 	touch $@
 
 peers: $(PEERS)

@@ -9,7 +9,8 @@ runs, keeps status.json up to date, and exits with
     75  interrupted: it can be resumed unchanged
 
 SIGUSR1 makes it end right after the next checkpoint that is due anyway, with 0; without one before
-its last step it succeeds.
+its last step it succeeds. So does a file of the name in LECTERN_STOP_AT_CHECKPOINT_FILE, once it is
+there.
 
 If device.count is above 1, it starts one process per device and watches them
 (ranks/supervisor.py). On several machines that share a file system, start them with
@@ -29,13 +30,13 @@ from typing import NoReturn
 
 from lectern_common.logs import configure_logs
 from lectern_common.roots import Roots
-from lectern_common.run.folder import STOP_AT_CHECKPOINT_SIGNAL, RunFolder
+from lectern_common.run.folder import STOP_AT_CHECKPOINT_SIGNAL, STOP_FILE_VARIABLE, RunFolder
 from lectern_common.stages.folder import TaskFolder
 from student_trainer.run import fork_server
 from student_trainer.run.life import INTERRUPTED, run_trainer
 from student_trainer.stages.life import run_task
 from student_trainer.stages.table import STAGES, Stage
-from student_trainer.stop import Stop, stop_at_end_of_input
+from student_trainer.stop import Stop, stop_at_checkpoint_by_file, stop_at_end_of_input
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -80,6 +81,8 @@ def _stop_on_signals() -> Stop:
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)
     signal.signal(STOP_AT_CHECKPOINT_SIGNAL, lambda _number, _frame: stop.request_at_checkpoint())
+    if stop_file := os.environ.get(STOP_FILE_VARIABLE):
+        stop_at_checkpoint_by_file(stop, Path(stop_file))
     return stop
 
 

@@ -4,9 +4,11 @@ import os
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 # A wait notices a stop within this time.
 SLICE_SECONDS = 0.1
+FILE_SECONDS = 1.0  # between two looks for a file that stops at a checkpoint
 _STDIN = 0
 
 
@@ -56,6 +58,17 @@ class Stop:
         while (left := end - time.monotonic()) > 0:
             time.sleep(min(left, SLICE_SECONDS))
             self.check()
+
+
+def stop_at_checkpoint_by_file(stop: Stop, path: Path) -> None:
+    """Requests an end at the next checkpoint once there is a file at `path`."""
+
+    def look() -> None:
+        while not path.exists():
+            time.sleep(FILE_SECONDS)
+        stop.request_at_checkpoint()
+
+    threading.Thread(target=look, daemon=True, name="stop-file").start()
 
 
 def stop_at_end_of_input(stop: Stop) -> None:

@@ -43,7 +43,7 @@ class Cluster:
         key.write_bytes(secrets.token_bytes(1024))
         key.chmod(0o400)
         (folder / "state").mkdir()
-        self.config.write_text(_config(folder, _free_ports(1 + len(NODES)), max_jobs))
+        self.config.write_text(_config(folder, free_ports(1 + len(NODES)), max_jobs))
 
     @property
     def environment(self) -> dict[str, str]:
@@ -141,7 +141,8 @@ def _until(condition: Callable[[], object], seconds: float = START_SECONDS) -> N
         time.sleep(0.05)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Returns ports of 127.0.0.1 that nothing listens on now."""
     with contextlib.ExitStack() as stack:
         found = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in found:

@@ -57,6 +57,8 @@ from lectern_common.spec.run_spec import RunSpec
 from lectern_common.teacher.identity import TeacherIdentity
 
 STOP_AT_CHECKPOINT_SIGNAL = signal.SIGUSR1
+# Names a file that means the same once it is there, where a scheduler sends no such signal.
+STOP_FILE_VARIABLE = "LECTERN_STOP_AT_CHECKPOINT_FILE"
 _CHECKPOINT_FOLDER = re.compile(r"^step-(\d{8,})$")
 
 

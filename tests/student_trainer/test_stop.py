@@ -2,10 +2,12 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from student_trainer.stop import Stop, StopRequested
+from student_trainer.stop import Stop, StopRequested, stop_at_checkpoint_by_file
+from tests.support.servers import wait_for
 
 
 def test_a_stop_stays_requested() -> None:
@@ -36,3 +38,11 @@ def test_a_sleep_after_a_stop_does_not_start() -> None:
     stop.request()
     with pytest.raises(StopRequested):
         stop.sleep(0)
+
+
+def test_a_file_stops_at_a_checkpoint_and_not_before(tmp_path: Path) -> None:
+    stop = Stop()
+    (tmp_path / "stop").touch()
+    stop_at_checkpoint_by_file(stop, tmp_path / "stop")
+    wait_for(lambda: stop.at_checkpoint)
+    assert not stop.requested

@@ -33,7 +33,7 @@ class Backend:
         patience_seconds: how long a start or an end may take.
     """
 
-    launcher: Callable[[], Launcher]
+    launcher: Callable[..., Launcher]
     folder: Callable[..., RunFolder]
     processes: Callable[[RunFolder], int]
     patience_seconds: float = 30.0
