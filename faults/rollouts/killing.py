@@ -102,7 +102,7 @@ _ANNOUNCED = "announced=0.002"
 def teacher_killed(stage: Stage) -> Tally:
     """O4: kill -9 of the teacher in the middle of a step; it is back within seconds."""
     tally = Tally()
-    kills = stage.tries(20, 4)
+    kills = stage.tries(30, 4)
     home = home_of_writers(stage)
     struck: Counter[str] = Counter()
     with ExitStack() as stack:
