@@ -33,7 +33,7 @@ TORCH_PACKAGES = {"lectern_models", "teacher_server", "student_trainer"}
 ORDER_WITHIN = {
     package: order.split()
     for package, order in {
-        "lectern_common": "errors words logs roots threads files json_lines "
+        "lectern_common": "errors words logs roots threads ranks files json_lines "
         "callers listening http_server wire tokens teacher spec run checks stages",
         "teacher_server": "engine scheduling rpc http observing options __main__",
         "student_trainer": "stop seeds targets batch ranks data objective journal "
