@@ -35,7 +35,7 @@ ORDER_WITHIN = {
     for package, order in {
         "lectern_common": "errors words logs roots threads ranks files json_lines "
         "callers listening http_server wire tokens teacher spec run checks stages",
-        "teacher_server": "engine scheduling rpc http observing options __main__",
+        "teacher_server": "engine ranks scheduling rpc http observing options __main__",
         "student_trainer": "stop seeds targets batch ranks data objective journal "
         "student teacher generating evaluation evaluating record run exporting publishing stages "
         "pipeline __main__",
