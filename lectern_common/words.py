@@ -73,3 +73,8 @@ def address_of(host: str, port: int) -> str:
 def bracketed(host: str) -> str:
     """Returns the host as an address or URL needs it: IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host
+
+
+def layout(tensor_parallel: int) -> str:
+    """Returns what to say behind a teacher's device: "", or that several ranks share the model."""
+    return "" if tensor_parallel == 1 else f", tensor parallel over {tensor_parallel} ranks"

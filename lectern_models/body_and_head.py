@@ -16,12 +16,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lectern_common.checks.config_fields import POSITIONS, VOCAB_SIZE, number
 from lectern_common.errors import Misconfigured
 from lectern_models.logits.masks import first_row_without_distribution
 from lectern_models.logits.output_head import HeadTransform, OutputHead
+from lectern_models.ranks import whole
 
 # Logits of the scaled probe reach this; a soft-cap of 30 or a cap of 1,000 shows at once.
 _PROBE_LOGIT = 512.0
@@ -55,9 +57,26 @@ class BodyAndHead:
         hidden: Tensor = output[0] if isinstance(output, tuple) else output.last_hidden_state
         return hidden.to(self.projection.weight.device)
 
+    def projected(self, hidden_BSD: Tensor) -> Tensor:
+        """Returns hidden @ weight.T + bias, [B, S, V], in the model's own arithmetic.
+
+        If ranks share the model, all of them call it.
+        """
+        if isinstance(self.projection.weight, DTensor):
+            shared: Tensor = self.projection(hidden_BSD)
+            return shared
+        return F.linear(hidden_BSD, self.projection.weight, self.projection.bias)
+
     def head(self) -> OutputHead:
         """Returns the head over the live parameters; call again after they were replaced."""
         return OutputHead(self.projection.weight, self.projection.bias, self.transform)
+
+    def whole_head(self) -> OutputHead:
+        """Returns the head; if ranks share the model, gathered from all, which all call it."""
+        bias = self.projection.bias
+        return OutputHead(
+            whole(self.projection.weight), None if bias is None else whole(bias), self.transform
+        )
 
 
 def split(model: PreTrainedModel) -> BodyAndHead:
@@ -114,6 +133,9 @@ def parity_probe(model: PreTrainedModel, parts: BodyAndHead) -> str | None:
     Compared in the model's own head arithmetic, bit for bit on the CPU and to 2 units in the last
     place elsewhere: once as the model is and once with the hidden states scaled up, because a
     soft-cap or another curve does not show on small logits. Costs two short forwards of each.
+
+    Raises:
+        RuntimeError: ranks share the model, and an exchange between them broke.
     """
     was_training = model.training
     model.train(False)
@@ -123,6 +145,8 @@ def parity_probe(model: PreTrainedModel, parts: BodyAndHead) -> str | None:
             if reason is not None:
                 return reason
     except (TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and isinstance(parts.projection.weight, DTensor):
+            raise
         return f"{type(model).__name__}: body and head do not run separately: {error}"
     finally:
         model.train(was_training)
@@ -141,8 +165,7 @@ def _difference(model: PreTrainedModel, parts: BodyAndHead, logit: float | None)
     with _output_scaled(parts.body, factor):
         own: Tensor = model(input_ids=input_ids, use_cache=False).logits
         hidden = parts.hidden_states(input_ids)
-    head = parts.head()
-    ours = head.transform(F.linear(hidden, head.weight_VD, head.bias_V))
+    ours = parts.transform(parts.projected(hidden))
     name = type(model).__name__
     if own.shape != ours.shape:
         return f"{name}: body and head give {list(ours.shape)}, but the model {list(own.shape)}"
@@ -169,7 +192,8 @@ def _unit_in_the_last_place(values: Tensor, dtype: torch.dtype) -> Tensor:
 def _factor_to_reach(logit: float, parts: BodyAndHead, input_ids: Tensor) -> float:
     """Returns the power of two that brings the largest projected value to about `logit`."""
     hidden = parts.hidden_states(input_ids)
-    projected = F.linear(hidden, parts.projection.weight).float().abs().max().item()
+    product, bias = parts.projected(hidden).float(), parts.projection.bias
+    projected = (product if bias is None else product - whole(bias)).abs().max().item()
     if not math.isfinite(projected) or projected == 0:
         return 1.0
     # Hidden states may reach half of the largest number of their dtype.

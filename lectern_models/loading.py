@@ -25,6 +25,7 @@ from lectern_models.quantization import (
     require_packages,
     stored_quantization,
 )
+from lectern_models.tensor_parallel import sharding_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,6 +38,7 @@ def load_causal_lm(
     quantization: str = "none",
     attention: str = "auto",
     gguf_file: str = "",
+    tensor_parallel: int = 1,
 ) -> PreTrainedModel:
     """Returns the model in a folder, in eval mode, on the device.
 
@@ -49,6 +51,9 @@ def load_causal_lm(
         attention: one of placement.ATTENTION.
         gguf_file: load this file of the folder instead. Its blocks are converted to `dtype`, so
             the model takes as much memory as an unquantised one.
+        tensor_parallel: number of ranks that share the model; all of them call this, in a process
+            group (see ranks.py), and each gets its slices, on its own device of the kind. Not for
+            a GGUF file, nor quantised.
 
     Raises:
         NotFound: no config.json or no safetensors (the message names a pickle, if there is one).
@@ -68,6 +73,8 @@ def load_causal_lm(
         options["device_map"] = BALANCED
     elif quantization != "none":
         options["device_map"] = {"": device}
+    if tensor_parallel > 1:
+        options["distributed_config"] = sharding_of(tensor_parallel)
     if gguf is None:
         options |= _safetensors_options(folder, quantization, dtype)
     elif quantization == "none":
@@ -117,12 +124,13 @@ def _loaded(
             output_loading_info=True,
             **options,
         )
-        if "device_map" not in options:
+        if not options.keys() & {"device_map", "distributed_config"}:
             model = model.to(torch.device(device))
     except torch.OutOfMemoryError as error:
         raise Misconfigured(
-            f"{folder} does not fit into the memory of {device}; set --device balanced to spread "
-            f"it over several GPUs, or --quantization int8 or int4: {_one_line(error)}"
+            f"{folder} does not fit into the memory of {device}; set --device balanced or a "
+            "larger --tensor-parallel to spread it over more GPUs, or --quantization int8 or int4: "
+            f"{_one_line(error)}"
         ) from error
     except (ValueError, KeyError, ImportError, NotImplementedError) as error:
         raise Misconfigured(f"cannot load {folder}: {_one_line(error)}") from error

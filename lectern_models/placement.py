@@ -92,8 +92,13 @@ def compile_in_place(module: torch.nn.Module) -> None:
         raise Misconfigured(f"--compile does not work here; leave it out: {reason}") from error
 
 
-def device_names(model: torch.nn.Module) -> str:
-    """Returns the devices of the parameters: "cpu", or "cuda:0, cuda:1 (name of the card)"."""
+def device_names(model: torch.nn.Module, tensor_parallel: int = 1) -> str:
+    """Returns the devices of the parameters: "cpu", or "cuda:0, cuda:1 (name of the card)".
+
+    Args:
+        model: the whole, or this rank's slices.
+        tensor_parallel: ranks that share it; on CUDA rank r has device r.
+    """
     devices = sorted(
         {parameter.device for parameter in model.parameters()},
         key=lambda device: (device.type, device.index or 0),
@@ -101,5 +106,7 @@ def device_names(model: torch.nn.Module) -> str:
     if any(device.type != "cuda" for device in devices):
         return ", ".join(str(device) for device in devices)
     indices = [device.index or 0 for device in devices]
+    if tensor_parallel > 1:
+        indices = list(range(tensor_parallel))
     names = dict.fromkeys(torch.cuda.get_device_name(index) for index in indices)
     return f"{', '.join(f'cuda:{index}' for index in indices)} ({', '.join(names)})"

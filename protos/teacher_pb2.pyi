@@ -51,7 +51,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("protocol_version", "model_id", "revision", "weights_sha256", "fingerprint", "logit_width", "num_tokens", "tokenizer_sha256", "max_positions", "hidden_size", "hidden_dtype", "dtype", "quantization", "device", "head_transform", "representations", "limits", "engine", "mode", "num_parameters", "measured_tokens_per_second", "text_beginning")
+    __slots__ = ("protocol_version", "model_id", "revision", "weights_sha256", "fingerprint", "logit_width", "num_tokens", "tokenizer_sha256", "max_positions", "hidden_size", "hidden_dtype", "dtype", "quantization", "device", "head_transform", "representations", "limits", "engine", "mode", "num_parameters", "measured_tokens_per_second", "text_beginning", "tensor_parallel")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -74,6 +74,7 @@ class Model(_message.Message):
     NUM_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     MEASURED_TOKENS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     TEXT_BEGINNING_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_PARALLEL_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     model_id: str
     revision: str
@@ -96,7 +97,8 @@ class Model(_message.Message):
     num_parameters: int
     measured_tokens_per_second: float
     text_beginning: TextBeginning
-    def __init__(self, protocol_version: _Optional[int] = ..., model_id: _Optional[str] = ..., revision: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., fingerprint: _Optional[str] = ..., logit_width: _Optional[int] = ..., num_tokens: _Optional[int] = ..., tokenizer_sha256: _Optional[str] = ..., max_positions: _Optional[int] = ..., hidden_size: _Optional[int] = ..., hidden_dtype: _Optional[_Union[DType, str]] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., device: _Optional[str] = ..., head_transform: _Optional[_Union[HeadTransform, _Mapping]] = ..., representations: _Optional[_Iterable[_Union[RepresentationOffer, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., engine: _Optional[str] = ..., mode: _Optional[str] = ..., num_parameters: _Optional[int] = ..., measured_tokens_per_second: _Optional[float] = ..., text_beginning: _Optional[_Union[TextBeginning, _Mapping]] = ...) -> None: ...
+    tensor_parallel: int
+    def __init__(self, protocol_version: _Optional[int] = ..., model_id: _Optional[str] = ..., revision: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., fingerprint: _Optional[str] = ..., logit_width: _Optional[int] = ..., num_tokens: _Optional[int] = ..., tokenizer_sha256: _Optional[str] = ..., max_positions: _Optional[int] = ..., hidden_size: _Optional[int] = ..., hidden_dtype: _Optional[_Union[DType, str]] = ..., dtype: _Optional[str] = ..., quantization: _Optional[str] = ..., device: _Optional[str] = ..., head_transform: _Optional[_Union[HeadTransform, _Mapping]] = ..., representations: _Optional[_Iterable[_Union[RepresentationOffer, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., engine: _Optional[str] = ..., mode: _Optional[str] = ..., num_parameters: _Optional[int] = ..., measured_tokens_per_second: _Optional[float] = ..., text_beginning: _Optional[_Union[TextBeginning, _Mapping]] = ..., tensor_parallel: _Optional[int] = ...) -> None: ...
 
 class TextBeginning(_message.Message):
     __slots__ = ("token_ids",)

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lectern_common.callers import is_loopback, read_token_file
-from lectern_common.errors import LecternError, Misconfigured
+from lectern_common.errors import LecternError, Misconfigured, TeacherUnavailable
 from lectern_common.files import write_atomic
 from lectern_common.logs import configure_logs, get_logger
 from lectern_common.roots import Roots
 from lectern_common.words import host_and_port, inert_name
-from teacher_server.engine.seam import Engine
+from teacher_server.engine.seam import DeviceLost, Engine
 from teacher_server.observing.banner import gpu_present, idle_gpu_warning, ready_text
 from teacher_server.observing.gpu import utilization_of
 from teacher_server.options import limits_of, options_parser, require_engine_fits, sharing_of
@@ -37,8 +37,12 @@ from teacher_server.rpc.tls import ServerTls, read_server_tls, ssl_context
 if TYPE_CHECKING:
     from teacher_server.http.server import HttpServer
     from teacher_server.observing.metrics_server import MetricsServer
+    from teacher_server.ranks.followers import Followers
 
 log = get_logger()
+
+# For calls in flight to be told that the teacher has lost a rank.
+_LAST_WORDS_SECONDS = 5.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,8 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         require_engine_fits(options)
         limits = limits_of(options)
         sharing_of(options)
-        load = _loader(options)
-        return asyncio.run(_serve(options, limits, token, tls, load))
+        return asyncio.run(_serve(options, limits, token, tls))
     except LecternError as error:
         print(f"lectern teacher: {inert_name(error)}", file=sys.stderr)
         return error.exit_code
@@ -68,14 +71,12 @@ class _Service:
     metrics: "MetricsServer | None"
     token: str | None
     tls: ServerTls | None
+    followers: "Followers | None"
+    lost: asyncio.Event  # set once a follower is lost
 
 
 async def _serve(
-    options: argparse.Namespace,
-    limits: Limits,
-    token: str | None,
-    tls: ServerTls | None,
-    load: Callable[[], Engine],
+    options: argparse.Namespace, limits: Limits, token: str | None, tls: ServerTls | None
 ) -> int:
     """Starts, loads, serves, drains: the whole life of the process."""
     stop = asyncio.Event()
@@ -84,11 +85,17 @@ async def _serve(
     server = TeacherServer(options.bind, token, tls, limits.max_request_bytes)
     metrics = _metrics_server(options, server, token, tls)
     http = _http_server(options, server, token, tls)
+    lost = asyncio.Event()
+    followers = _followers(options, lost)
     try:
-        return await _live(options, limits, load, _Service(server, http, metrics, token, tls), stop)
+        service = _Service(server, http, metrics, token, tls, followers, lost)
+        return await _live(options, limits, _loader(options, followers), service, stop)
     except LecternError:
         await _drain(server, http, 0)  # a server that is only dropped may keep the process
         raise
+    finally:
+        if followers is not None:
+            followers.end()
 
 
 async def _live(
@@ -102,6 +109,7 @@ async def _live(
     server, http, metrics = service.server, service.http, service.metrics
     token, tls = service.token, service.tls
     stopping = asyncio.create_task(stop.wait())
+    losing = asyncio.create_task(service.lost.wait())
     await server.start()
     if http is not None:
         await http.start()
@@ -111,10 +119,12 @@ async def _live(
         log.info("metrics", url=metrics.url)
     log.info("loading", model=options.model or options.engine, address=server.address)
     loading = asyncio.get_running_loop().run_in_executor(server.model_thread, load)
-    await _first_of(loading, stopping)
+    await _first_of(loading, stopping, losing)
     if stop.is_set():
         await _drain(server, http, 0)
         return 0  # a model that is half loaded has nothing to finish
+    if service.followers is not None and service.lost.is_set() and not loading.done():
+        raise Misconfigured(f"the model cannot be loaded: {service.followers.lost}")
 
     engine = loading.result()
     utilization = utilization_of(engine.facts.device)  # polled until the process ends
@@ -135,13 +145,41 @@ async def _live(
     batching = server.batching
     if batching is None:
         raise RuntimeError("open() starts the batcher")
-    await _first_of(batching, stopping)
+    await _first_of(batching, stopping, losing)
+    if service.followers is not None and service.followers.lost is not None:
+        return await _give_up(server, http, service.followers.lost)
     broken = batching.done()
     if broken:
         log.error("the queue broke", exc_info=batching.exception())
     log.info("draining", timeout_seconds=options.drain_seconds)
     finished = await _drain(server, http, 0 if broken else options.drain_seconds)
     return 0 if finished and not broken else 1
+
+
+async def _give_up(server: TeacherServer, http: "HttpServer | None", lost: str) -> int:
+    """Ends a teacher that has lost a rank; calls in flight may be repeated. Returns the status."""
+    print(
+        f"lectern teacher: {lost}, and the other ranks cannot go on without it; start the teacher "
+        "again",
+        file=sys.stderr,
+    )
+    server.give_up(TeacherUnavailable(f"the teacher is ending: {lost}"))
+    await _drain(server, http, _LAST_WORDS_SECONDS)
+    return 1
+
+
+def _followers(options: argparse.Namespace, lost: asyncio.Event) -> "Followers | None":
+    """Returns the other ranks of the model, not started; None if this process has all of it."""
+    if options.tensor_parallel == 1:
+        return None
+    from teacher_server.ranks.followers import Followers
+
+    loop = asyncio.get_running_loop()
+
+    def on_lost() -> None:
+        loop.call_soon_threadsafe(lost.set)
+
+    return Followers(options.tensor_parallel, on_lost)
 
 
 def _metrics_server(
@@ -197,7 +235,7 @@ def _stop_or_exit(stop: asyncio.Event) -> None:
     stop.set()
 
 
-def _loader(options: argparse.Namespace) -> Callable[[], Engine]:
+def _loader(options: argparse.Namespace, followers: "Followers | None") -> Callable[[], Engine]:
     """Returns the function that loads the engine; it imports torch, on the model thread."""
     if options.engine == "fixture":
 
@@ -215,23 +253,40 @@ def _loader(options: argparse.Namespace) -> Callable[[], Engine]:
         from teacher_server.engine import transformers as transformers_engine
 
         transformers.utils.logging.disable_progress_bar()
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
-        engine = transformers_engine.load(
-            options.model,
-            transformers_engine.EngineSettings(
-                dtype=options.dtype,
-                device=options.device,
-                mode=options.mode,
-                quantization=options.quantization,
-                attention=options.attention,
-                compiled=options.compile,
-            ),
-            revision=options.revision,
-            gguf_file=options.gguf_file,
-            models=Roots.of_home(options.home).models,
+        settings = transformers_engine.EngineSettings(
+            dtype=options.dtype,
+            device=options.device,
+            mode=options.mode,
+            quantization=options.quantization,
+            attention=options.attention,
+            compiled=options.compile,
         )
-        engine.measure(sharing_of(options).batch_tokens_for(engine.facts))
+        models = Roots.of_home(options.home).models
+        if followers is not None:
+            from teacher_server.ranks.lead import load_over_ranks
+
+            engine = load_over_ranks(
+                options.model,
+                settings,
+                followers,
+                revision=options.revision,
+                threads=options.threads,
+                models=models,
+            )
+        else:
+            if options.threads is not None:
+                torch.set_num_threads(options.threads)
+            engine = transformers_engine.load(
+                options.model,
+                settings,
+                revision=options.revision,
+                gguf_file=options.gguf_file,
+                models=models,
+            )
+        try:
+            engine.measure(sharing_of(options).batch_tokens_for(engine.facts))
+        except DeviceLost as error:
+            raise Misconfigured(f"the model cannot be served: {error}") from error
         return engine
 
     return load_model

@@ -25,8 +25,8 @@ from teacher_server.scheduling.sharing import Sharing
 _LIMITS = [option.name for option in LIMIT_OPTIONS]
 # Options that have no effect on a fixture.
 _MODEL_ONLY = (
-    *("model", "revision", "home", "gguf_file", "mode", "dtype", "device", "quantization"),
-    *("attention", "compile", "threads"),
+    *("model", "revision", "home", "gguf_file", "mode", "dtype", "device", "tensor_parallel"),
+    *("quantization", "attention", "compile", "threads"),
 )
 
 
@@ -109,6 +109,28 @@ def require_engine_fits(options: argparse.Namespace) -> None:
         raise Misconfigured("--model is missing; give a model folder or a hub id")
     if options.vocab_size is not None:
         raise Misconfigured("--vocab-size is only for --engine fixture; a model has its own")
+    if options.tensor_parallel > 1:
+        _require_shareable(options)
+
+
+def _require_shareable(options: argparse.Namespace) -> None:
+    """Raises Misconfigured if an option does not go together with several ranks."""
+    shared = f"--tensor-parallel {options.tensor_parallel}"
+    if options.quantization != "none":
+        raise Misconfigured(
+            f"{shared} needs an unquantised model; leave out --quantization "
+            f"{options.quantization}, or leave out --tensor-parallel"
+        )
+    if options.gguf_file is not None or options.model.endswith(".gguf"):
+        raise Misconfigured(f"{shared} is not for a GGUF file; serve safetensors, or leave it out")
+    if options.compile:
+        raise Misconfigured(f"{shared} does not go together with --compile; leave one of them out")
+    if options.device not in ("auto", "cpu", "cuda"):
+        raise Misconfigured(
+            f"{shared} uses GPUs 0 to {options.tensor_parallel - 1}, one for each rank, so "
+            f"--device {options.device} has no meaning; leave it out, and set "
+            "CUDA_VISIBLE_DEVICES to choose them"
+        )
 
 
 def _require_at_most(options: argparse.Namespace, name: str, most: int) -> None:

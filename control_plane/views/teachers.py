@@ -73,6 +73,8 @@ class TeacherView(View):
     fingerprint: str | None = None
     weights_sha256: str | None = None
     device: str | None = None
+    tensor_parallel: int | None = None
+    """Ranks that share the model; 1 if one process has all of it."""
     device_utilization: float | None = None
     """0 .. 1; null if the device does not report it."""
     dtype: str | None = None

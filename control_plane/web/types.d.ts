@@ -230,6 +230,7 @@ export interface Teacher {
   fingerprint: string | null;
   weights_sha256: string | null;
   device: string | null;
+  tensor_parallel: number | null;
   device_utilization: number | null;
   dtype: string | null;
   quantization: string | null;

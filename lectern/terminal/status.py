@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lectern import console
-from lectern_common.words import counted, size
+from lectern_common.words import counted, layout, size
 
 _UNKNOWN = "-"
 
@@ -41,7 +41,8 @@ def print_status(figures: Mapping[str, Any]) -> None:
 
 def _lines(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     in_use = figures["device_utilization"]
-    yield "device", figures["device"] + ("" if in_use is None else f", {_percent(in_use)} in use")
+    device = figures["device"] + layout(figures["tensor_parallel"])
+    yield "device", device + ("" if in_use is None else f", {_percent(in_use)} in use")
     quantization = figures["quantization"]
     yield "dtype", figures["dtype"] + (f", {quantization}" if quantization != "none" else "")
     yield "mode", figures["mode"] or _UNKNOWN

@@ -9,6 +9,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from lectern_common.teacher.identity import ranks_of
 from lectern_common.wire.formats import NAMES
 from protos import teacher_pb2
 
@@ -31,6 +32,7 @@ def teacher_figures(model: teacher_pb2.Model, stats: teacher_pb2.Stats) -> dict[
         "fingerprint": model.fingerprint,
         "weights_sha256": model.weights_sha256,
         "device": model.device,
+        "tensor_parallel": ranks_of(model),
         "device_utilization": (
             stats.device_utilization if stats.HasField("device_utilization") else None
         ),

@@ -27,6 +27,19 @@ class TeacherIdentity:
         return f"{self.model_id} (fingerprint {self.fingerprint[:_SHOWN_DIGITS]})"
 
 
+def ranks_of(model: teacher_pb2.Model) -> int:
+    """Returns how many ranks share a teacher's model; 1 for a server that does not say."""
+    return model.tensor_parallel or 1
+
+
+def layout_of_bytes(model: teacher_pb2.Model) -> int | None:
+    """Returns `ranks_of` if bytes of answers depend on it as promised; None if nothing is cut up.
+
+    Only in mode "independent": in "throughput" answers agree up to rounding anyway.
+    """
+    return ranks_of(model) if model.mode == "independent" and ranks_of(model) > 1 else None
+
+
 def require_same_teacher(found: TeacherIdentity, expected: TeacherIdentity, where: str) -> None:
     """Raises WrongModel unless the model that was found is the run's.
 

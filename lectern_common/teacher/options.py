@@ -77,6 +77,14 @@ MODEL_OPTIONS = (
         default="auto",
     ),
     TeacherOption(
+        "tensor_parallel",
+        "share the model among N GPUs of this host, every matrix cut into N slices; on the CPU "
+        "among N processes; default: {default}",
+        kind="positive",
+        default=1,
+        metavar="N",
+    ),
+    TeacherOption(
         "quantization",
         "quantise the body's weights with bitsandbytes",
         default="none",

@@ -17,10 +17,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from lectern_common.errors import LecternError, Overloaded, TeacherUnavailable, WrongModel
+from lectern_common.errors import (
+    Incompatible,
+    LecternError,
+    Overloaded,
+    TeacherUnavailable,
+    WrongModel,
+)
 from lectern_common.logs import get_logger
 from lectern_common.teacher.address import DNS_SCHEME, replica_addresses
 from lectern_common.teacher.channel import TeacherChannel
+from lectern_common.teacher.identity import layout_of_bytes, ranks_of
 from lectern_common.teacher.secrets import Secrets
 from lectern_common.teacher.tls import ClientTls
 from lectern_common.words import address_of, host_and_port
@@ -119,10 +126,12 @@ class TeacherReplicas:
     ) -> tuple[dict[str, teacher_pb2.Model], list[TeacherUnavailable]]:
         """Returns address -> model for every server that answers, and the errors of the others.
 
-        There is at least one, and all have the same fingerprint.
+        There is at least one; all have the same fingerprint, and the same layout if it matters.
 
         Raises:
             WrongModel: two of them serve different models; names both.
+            Incompatible: they serve the same model in mode "independent", shared among different
+                numbers of ranks.
             TeacherUnavailable: none of them answers.
             LecternError: any other error of one of them.
         """
@@ -134,6 +143,13 @@ class TeacherReplicas:
                     f"the servers of teacher.address serve different models: {first} serves "
                     f"{_named(model)}, {address} serves {_named(other)}; start the same model on "
                     "all of them"
+                )
+            if layout_of_bytes(other) != layout_of_bytes(model):
+                raise Incompatible(
+                    "the servers of teacher.address share their model among different numbers of "
+                    f"ranks: {first} has --tensor-parallel {ranks_of(model)}, {address} has "
+                    f"{ranks_of(other)}; in --mode independent every answer must be the same to "
+                    "the bit: start all with the same number, or all with --mode throughput"
                 )
         return models, away
 

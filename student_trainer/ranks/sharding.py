@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lectern_models.layers import layers_of
 from lectern_models.modes import evaluating
+from lectern_models.ranks import whole
 
 
 def shard(student: nn.Module, mesh: DeviceMesh) -> None:
@@ -89,11 +90,6 @@ def gathered(tensors: dict[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
         if keep:
             kept[name] = full.cpu()
     return kept
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """Returns the tensor gathered from all ranks; all ranks call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def placed_like(tensor: Tensor, parameter: Tensor) -> Tensor:

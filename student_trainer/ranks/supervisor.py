@@ -9,9 +9,8 @@ The supervisor holds the run's lock.
                                 checkpoint
     the supervisor dies         the pipes close, and every rank ends at once
 
-The ranks meet through a file in a folder that only this user can read, so no port is opened for
-that; the traffic of FSDP is bound to the loopback interface. On several machines `torchrun` starts
-the ranks (`python -m student_trainer` finds RANK and WORLD_SIZE set) and restarts them.
+lectern_common/ranks.py says how the ranks meet. On several machines `torchrun` starts them
+(`python -m student_trainer` finds RANK and WORLD_SIZE set) and restarts them.
 
 This module does not import torch.
 """
@@ -19,7 +18,6 @@ This module does not import torch.
 import math
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -31,24 +29,21 @@ from pathlib import Path
 import psutil
 
 from lectern_common.logs import get_logger
+from lectern_common.ranks import RANK_LOST, STDIN, end_ranks, how_it_ended, start_rank
 from lectern_common.run.folder import STOP_AT_CHECKPOINT_SIGNAL
-from lectern_common.threads import THREADS_VARIABLE, usable_cores
 from student_trainer.stop import Stop
 
 _log = get_logger()
 
-RENDEZVOUS = "LECTERN_RENDEZVOUS"
 _SUPERVISOR = "LECTERN_SUPERVISOR"
 _RESTARTED = "LECTERN_RESTARTED"
 _KEPT_OPEN = "LECTERN_KEPT_OPEN"
-# Exit status of a rank that ended for a reason that says nothing about the run.
-RANK_LOST = 70
 _ORDINARY = (0, 1, 75)
-_STDIN = 0
 # Of equal length, so that a rank reads one at a time.
 _STOP_WORD = b"stop\n"
 _CHECKPOINT_WORD = b"save\n"
 _POLL_SECONDS = 0.1
+_BLOCKED = (signal.SIGTERM, signal.SIGINT, STOP_AT_CHECKPOINT_SIGNAL)
 # From rank 0's end until the others are killed, and from another's failure until all are.
 _GRACE_SECONDS = 20.0
 # From the first rank that exits with an unexpected status until that counts as a loss.
@@ -110,7 +105,7 @@ def listen_to_supervisor(stop: Stop) -> None:
 
     def listen() -> None:
         # Not sys.stdin: a thread must not hold its lock while the interpreter shuts down.
-        while word := os.read(_STDIN, len(_STOP_WORD)):
+        while word := os.read(STDIN, len(_STOP_WORD)):
             if word == _CHECKPOINT_WORD:
                 stop.request_at_checkpoint()
             else:
@@ -165,51 +160,27 @@ def _started(
     command: list[str], environment: dict[str, str], count: int, keep_open: tuple[int, ...]
 ) -> Iterator[list["subprocess.Popen[bytes]"]]:
     ranks: list[subprocess.Popen[bytes]] = []
+    own = {
+        _SUPERVISOR: str(os.getpid()),
+        _KEPT_OPEN: " ".join(str(descriptor) for descriptor in keep_open),
+    }
     with tempfile.TemporaryDirectory(prefix="lectern-ranks-") as folder:
         try:
             for rank in range(count):
-                place = {
-                    "RANK": str(rank),
-                    "LOCAL_RANK": str(rank),
-                    "WORLD_SIZE": str(count),
-                    "LOCAL_WORLD_SIZE": str(count),
-                    RENDEZVOUS: str(Path(folder) / "rendezvous"),
-                    _SUPERVISOR: str(os.getpid()),
-                    _KEPT_OPEN: " ".join(str(descriptor) for descriptor in keep_open),
-                }
-                # Unless the environment sets it, each rank gets its share of the cores.
-                threads = {THREADS_VARIABLE: str(max(1, usable_cores() // count))}
-                with _signals_blocked(signal.SIGTERM, signal.SIGINT, STOP_AT_CHECKPOINT_SIGNAL):
-                    ranks.append(
-                        subprocess.Popen(
-                            command,
-                            env={**threads, **environment, **_loopback_only(), **place},
-                            stdin=subprocess.PIPE,
-                            pass_fds=keep_open,
-                        )
+                ranks.append(
+                    start_rank(
+                        command,
+                        {**environment, **own},
+                        rank=rank,
+                        count=count,
+                        rendezvous=str(Path(folder) / "rendezvous"),
+                        keep_open=keep_open,
+                        blocked=_BLOCKED,
                     )
+                )
             yield ranks
         finally:
-            for rank_process in ranks:
-                rank_process.kill()
-            for rank_process in ranks:
-                rank_process.wait()
-                if rank_process.stdin is not None:
-                    rank_process.stdin.close()
-
-
-@contextmanager
-def _signals_blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Blocks signals; a process started meanwhile keeps them blocked for its whole life.
-
-    So a rank learns of a stop only through its pipe, not from a Ctrl-C in the terminal or a SIGTERM
-    to the process group.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            end_ranks(ranks)
 
 
 def _wait_for_end(ranks: list["subprocess.Popen[bytes]"], stop: Stop) -> int | None:
@@ -254,18 +225,7 @@ def _send(ranks: list["subprocess.Popen[bytes]"], word: bytes) -> None:
 def _describe_loss(ranks: list["subprocess.Popen[bytes]"]) -> str:
     """Returns how the lost rank ended; a rank killed by a signal comes before those that exited."""
     codes = [(rank, process.poll()) for rank, process in enumerate(ranks)]
-    signalled = [(rank, code) for rank, code in codes if code is not None and code < 0]
-    failed = [(rank, code) for rank, code in codes if code is not None and code > 0]
-    for rank, code in signalled:
-        return f"rank {rank} of {len(ranks)} was killed by {signal.Signals(-code).name}"
-    for rank, code in failed:
-        return f"rank {rank} of {len(ranks)} exited with status {code}"
+    ended = [(rank, code) for rank, code in codes if code]
+    for rank, code in sorted(ended, key=lambda one: one[1] > 0):
+        return how_it_ended(rank, len(ranks), code)
     return f"one of {len(ranks)} ranks did not end"
-
-
-def _loopback_only() -> dict[str, str]:
-    """Returns settings that bind the traffic between ranks to the loopback interface."""
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(a.family == socket.AF_INET and a.address == "127.0.0.1" for a in addresses):
-            return {"GLOO_SOCKET_IFNAME": name, "NCCL_SOCKET_IFNAME": name}
-    return {}

@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lectern_common.errors import Incompatible, LecternError, Misconfigured, error_of
-from student_trainer.ranks.supervisor import RENDEZVOUS
+from lectern_common.ranks import RENDEZVOUS
+from lectern_models.ranks import join_process_group
 from student_trainer.stop import StopRequested
 
 # Longer than any wait for a teacher (its outage budget is added). A lost rank is noticed long
@@ -141,12 +141,8 @@ def join_ranks(device: torch.device, count: int, patience_seconds: float) -> Ran
             f"start {count}"
         )
     file = os.environ.get(RENDEZVOUS)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        init_method="env://" if file is None else f"file://{file}",
-        rank=int(rank),
-        world_size=int(size),
-        timeout=timedelta(seconds=patience_seconds + _PATIENCE_SECONDS),
+    join_process_group(
+        device.type, int(rank), int(size), file, patience_seconds + _PATIENCE_SECONDS
     )
     return Ranks(init_device_mesh(device.type, (int(size),)))
 

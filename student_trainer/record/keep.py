@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lectern_common.roots import Roots, resolve_under
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.stages.precompute import RecordOptions
+from lectern_common.teacher.identity import layout_of_bytes
 from lectern_common.teacher.record.manifest import RecordManifest
 from student_trainer.data.select import Data
 from student_trainer.record.facts import record_facts, what_decides
@@ -85,6 +86,7 @@ def begin_keeping(
     plan = facts.model_dump(mode="json", exclude={"producer_version"}) | {
         "run": run_id,
         "spec": what_decides(spec),
+        "tensor_parallel": layout_of_bytes(teacher.model),
     }
     writer = held.enter_context(recording(record, plan, "teacher.record_to", AGAIN))
     if writer.is_whole():  # killed before it had its name

@@ -21,6 +21,7 @@ from lectern_common.spec.sections import TeacherSpec
 from lectern_common.stages.precompute import PrecomputeRequest
 from lectern_common.stages.status import Report
 from lectern_common.teacher.address import replica_addresses
+from lectern_common.teacher.identity import layout_of_bytes
 from lectern_common.teacher.record.manifest import (
     HEAD_NAME,
     TEACHER_NAME,
@@ -108,6 +109,7 @@ def precompute(
         remote.narrow()
         facts = record_facts(spec, data, model, tokens, remote.vocab_size())
         plan = facts.model_dump(mode="json") | {"options": asked.options.model_dump()}
+        plan["tensor_parallel"] = layout_of_bytes(model)
         plan["spec"] = {**what_decides(spec), "validation_rows": spec.evaluation.max_sequences}
         writer = stack.enter_context(recording(record, plan))
         if writer.is_whole():

@@ -10,6 +10,7 @@ from contextlib import ExitStack, suppress
 
 from lectern_common.errors import Conflict, CorruptData, InvalidSpec, LecternError
 from lectern_common.logs import get_logger
+from lectern_common.ranks import RANK_LOST
 from lectern_common.roots import Roots
 from lectern_common.run.folder import RunFolder, checkpoint_steps
 from lectern_common.run.status import RunState
@@ -17,7 +18,6 @@ from student_trainer.journal.activity import EXPORT
 from student_trainer.journal.disk_full import is_disk_full
 from student_trainer.journal.recorder import QuietRecorder, Recorder, RunRecorder
 from student_trainer.ranks.supervisor import (
-    RANK_LOST,
     RanksLost,
     another_rank_went,
     is_supervised,

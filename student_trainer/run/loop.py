@@ -23,6 +23,7 @@ from lectern_common.errors import (
     SameWeights,
 )
 from lectern_models.logits.output_head import OutputHead
+from lectern_models.ranks import whole
 from student_trainer.batch import Batch
 from student_trainer.evaluation.evaluation import EvaluationSums, ValidationTeacher, evaluation_sums
 from student_trainer.generating.rollouts.judged import judged
@@ -32,7 +33,7 @@ from student_trainer.generating.rollouts.saved import tensors_of
 from student_trainer.generating.rollouts.writing import Rollouts
 from student_trainer.journal.activity import EVALUATION, STEP
 from student_trainer.objective.loss import Objective, StepLoss, distillation_loss
-from student_trainer.ranks.sharding import gathered, split_again, whole
+from student_trainer.ranks.sharding import gathered, split_again
 from student_trainer.run.checks import forward_kl_sum, require_something_to_learn
 from student_trainer.run.metrics import (
     count_metrics,

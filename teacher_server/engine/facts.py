@@ -41,6 +41,7 @@ def model_facts(
     not_split: str | None,
     mode: str,
     compiled: bool = False,
+    tensor_parallel: int = 1,
 ) -> ModelFacts:
     """Returns the facts of a loaded model.
 
@@ -49,6 +50,7 @@ def model_facts(
         not_split: why they cannot; None if they can.
         mode: see lectern_common.teacher.options.MODES.
         compiled: torch.compile was applied to the body.
+        tensor_parallel: ranks that share the model, each on its own device.
 
     Raises:
         Misconfigured: the head cannot be separated, and the model's own logits have 16 bits.
@@ -82,7 +84,7 @@ def model_facts(
         hidden_dtype=dtype_name(head.weight_VD.dtype) if head is not None else dtype,
         dtype=dtype,
         quantization=quantization,
-        device=device_names(model),
+        device=device_names(model, tensor_parallel),
         head=HeadFacts(
             scale=transform.scale,
             divisor=transform.divisor,
@@ -96,15 +98,18 @@ def model_facts(
         engine="transformers",
         mode=mode,
         num_parameters=num_parameters(model),
-        arithmetic=_arithmetic(model),
+        arithmetic=_arithmetic(model, tensor_parallel),
+        tensor_parallel=tensor_parallel,
     )
 
 
-def _arithmetic(model: PreTrainedModel) -> str:
-    """Returns the software versions and, on the CPU, the threads: they decide how sums round."""
+def _arithmetic(model: PreTrainedModel, tensor_parallel: int) -> str:
+    """Returns what decides how sums round: versions, threads on the CPU, ranks if several."""
     names = [f"torch {torch.__version__}", f"transformers {transformers.__version__}"]
     if model.device.type == "cpu":
         names.append(f"{torch.get_num_threads()} threads")
+    if tensor_parallel > 1:
+        names.append(f"tensor parallel over {tensor_parallel}")
     return ", ".join(names)
 
 
@@ -147,7 +152,10 @@ def _stored(folder: ModelFolder, model: PreTrainedModel) -> _Stored:
 
 
 def _fingerprint(model: PreTrainedModel, stored: _Stored, quantization: str, compiled: bool) -> str:
-    """Returns a hash over everything that an answer's bytes depend on, except the device."""
+    """Returns a hash over everything that an answer's bytes depend on, except where it is computed.
+
+    That is the device, and how many share the work: any of them serves a run in mode "throughput".
+    """
     stamp = {
         "weights": stored.exact_sha256,
         "config": {

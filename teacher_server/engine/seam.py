@@ -40,7 +40,8 @@ class SequenceAsk:
 
     `also_NA` are ids below `vocab_size` whose logits are asked at each row beside its largest K,
     whether or not they are among them; only for "top_k", whose rows are then `beside_record`s.
-    None means none.
+    None means none. `tensor_parallel` is that of ModelFacts, in base asks only: sums over slices
+    round differently.
     """
 
     token_ids_S: npt.NDArray[np.uint32]
@@ -49,6 +50,7 @@ class SequenceAsk:
     representation: Representation
     temperature: float
     also_NA: npt.NDArray[np.uint32] | None = None
+    tensor_parallel: int = 1
 
     @property
     def num_tokens(self) -> int:
@@ -70,6 +72,8 @@ class SequenceAsk:
         if self.also_NA is not None:
             digest.update(repr(self.also_NA.shape).encode())
             digest.update(np.ascontiguousarray(self.also_NA, "<u4").tobytes())
+        if self.tensor_parallel > 1:
+            digest.update(b"tensor_parallel %d" % self.tensor_parallel)
         return digest.digest()
 
 
@@ -165,6 +169,8 @@ class ModelFacts:
     tokens_before_text: tuple[int, ...] | None = None
     # What else the last bits of an answer depend on: software versions, number of threads.
     arithmetic: str = ""
+    # Ranks that compute each forward together, every matrix cut into slices; 1 is a whole model.
+    tensor_parallel: int = 1
 
     @cached_property
     def num_tokens(self) -> int:
@@ -207,6 +213,7 @@ def base_ask(ask: SequenceAsk, facts: ModelFacts) -> SequenceAsk:
         facts.logit_width,
         Representation("hidden"),
         temperature=1.0,
+        tensor_parallel=facts.tensor_parallel,
     )
 
 

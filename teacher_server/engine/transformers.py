@@ -6,16 +6,17 @@ Legend: B sequences, S tokens of one sequence, N asked rows, V asked vocabulary,
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from lectern_common.errors import Misconfigured, TeacherOutOfMemory
 from lectern_common.logs import get_logger
-from lectern_models.body_and_head import split_or_why
+from lectern_models.body_and_head import BodyAndHead, split_or_why
 from lectern_models.loading import load_causal_lm
 from lectern_models.logits.blocks import AskedLogits
 from lectern_models.logits.output_head import OutputHead
@@ -97,7 +98,7 @@ def load(
     """
     settings = settings or EngineSettings()
     device = resolved_device(settings.device)
-    _require_fitting(settings, device)
+    require_fitting(settings, device)
     folder = find_model(name, revision, gguf_file, models=models)
     model = load_causal_lm(
         folder.path,
@@ -110,7 +111,7 @@ def load(
     return TransformersEngine(folder, model, settings.mode, settings.compiled)
 
 
-def _require_fitting(settings: EngineSettings, device: str) -> None:
+def require_fitting(settings: EngineSettings, device: str) -> None:
     """Raises Misconfigured if a mode's promise would not hold on a resolved device."""
     if settings.quantization == "int8" and settings.mode == "throughput":
         raise Misconfigured(
@@ -151,17 +152,37 @@ def _leaves(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
+class SharedForwards(Protocol):
+    """Makes forwards together with the other ranks of a model: see teacher_server/ranks/lead.py."""
+
+    @property
+    def count(self) -> int:
+        """Returns the number of ranks, this one among them."""
+        ...
+
+    def hidden_states(self, parts: BodyAndHead, ids_BS: Tensor) -> Tensor:
+        """Returns BodyAndHead.hidden_states of int64 ids on the CPU, computed by all ranks.
+
+        Raises:
+            torch.OutOfMemoryError: some rank has not enough memory; nothing was exchanged.
+            DeviceLost: a rank is gone, or failed alone.
+        """
+        ...
+
+
 class TransformersEngine:
-    """One model on one device: see Engine.
+    """One model on one device, or this rank's part of one: see Engine.
 
     Args:
         folder: where the model came from.
         model: loaded, in eval mode.
         mode: "independent" or "throughput"; see EngineSettings.
         compiled: run the body through torch.compile, which is tried here.
+        shared: if ranks share the model, makes its forwards; None means that it is whole.
 
     Raises:
-        Misconfigured: no representation could be offered, or the body cannot be compiled.
+        Misconfigured: no representation could be offered, the body cannot be compiled, or the model
+            is shared and cannot be split into body and head.
     """
 
     def __init__(
@@ -170,18 +191,33 @@ class TransformersEngine:
         model: PreTrainedModel,
         mode: str = "independent",
         compiled: bool = False,
+        shared: SharedForwards | None = None,
     ) -> None:
         _require_mixing_lengths(model, mode)
         self._model = model.requires_grad_(False)
+        self._shared = shared
         self._parts, not_split = split_or_why(model)
-        self._head = self._parts.head() if self._parts is not None else None
+        if shared is not None and not_split is not None:
+            raise Misconfigured(
+                f"--tensor-parallel {shared.count} needs a model that can be split into body and "
+                f"output head ({not_split}); use --device balanced"
+            )
+        self._head = self._parts.whole_head() if self._parts is not None else None
         # Rows are projected in float32; on the CPU the head is cast once, here.
         self._wide_head = None if self._head is None else self._head.widened()
         # One copy in host memory for every client that fetches it.
         self._host_head = _on_host(self._head)
         if compiled:
             compile_in_place(self._parts.body if self._parts is not None else model)
-        self._facts = model_facts(folder, model, self._head, not_split, mode, compiled)
+        self._facts = model_facts(
+            folder,
+            model,
+            self._head,
+            not_split,
+            mode,
+            compiled,
+            tensor_parallel=1 if shared is None else shared.count,
+        )
         # int8: whether neighbours change an answer depends on the tokens, not only on the shape.
         self._equal_shapes = EqualShapes(
             never=not trials_tell(model) or quantization_of(model) == "int8"
@@ -226,10 +262,8 @@ class TransformersEngine:
                 return work()
         except torch.AcceleratorError as error:  # not raised if memory ran out
             raise DeviceLost(str(error)) from error
-        except (torch.OutOfMemoryError, MemoryError):
-            pass
-        except RuntimeError as error:
-            if not any(words in str(error) for words in _OUT_OF_MEMORY):
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
                 raise
         # Only here, after the except blocks, are the frames that held tensors gone.
         if torch.cuda.is_available():
@@ -259,7 +293,11 @@ class TransformersEngine:
         ids_BS = np.zeros((len(sequences), max(map(len, sequences))), np.int64)
         for row, ids_S in zip(ids_BS, sequences, strict=True):
             row[: len(ids_S)] = ids_S
-        hidden_BSD = self._parts.hidden_states(torch.from_numpy(ids_BS).to(self._model.device))
+        ids = torch.from_numpy(ids_BS)
+        if self._shared is None:
+            hidden_BSD = self._parts.hidden_states(ids.to(self._model.device))
+        else:
+            hidden_BSD = self._shared.hidden_states(self._parts, ids)
         own = zip(hidden_BSD.cpu() if hidden_BSD.is_cuda else hidden_BSD, sequences, strict=True)
         if len(sequences) == 1:
             return [hidden_rows(hidden_SD) for hidden_SD, _ in own]
@@ -289,6 +327,13 @@ class TransformersEngine:
         head = self._host_head.sliced(vocab_size)
         parts = [head.weight_VD] if head.bias_V is None else [head.weight_VD, head.bias_V]
         return [bits(part).data.cast("B") for part in parts]
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Returns whether an error of torch means that the device, or the host, has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def _on_host(head: OutputHead | None) -> OutputHead | None:

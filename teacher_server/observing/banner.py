@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lectern_common.teacher.options import MODES
 from lectern_common.wire.formats import FORMATS
+from lectern_common.words import layout
 from teacher_server.engine.seam import ModelFacts
 from teacher_server.rpc.limits import Limits
 
@@ -33,7 +34,7 @@ def ready_text(
     lines = [
         ("model", f"{facts.model_id}{revision}"),
         ("parameters", f"{facts.num_parameters:,}"),
-        ("device", facts.device),
+        ("device", facts.device + layout(facts.tensor_parallel)),
         ("dtype", facts.dtype + _stored_as(facts.quantization)),
         ("speed", _speed(facts.measured_tokens_per_second)),
         ("engine", f"{facts.engine}, {facts.mode}: {MODES[facts.mode]}"),

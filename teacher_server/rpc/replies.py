@@ -198,6 +198,7 @@ def model(facts: ModelFacts, limits: Limits) -> teacher_pb2.Model:
         engine=facts.engine,
         mode=facts.mode,
         num_parameters=facts.num_parameters,
+        tensor_parallel=facts.tensor_parallel,
         measured_tokens_per_second=facts.measured_tokens_per_second,
         text_beginning=None
         if facts.tokens_before_text is None

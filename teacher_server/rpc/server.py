@@ -21,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
 from grpc_reflection.v1alpha import reflection
 
+<<<<<<< HEAD
 from lectern_common.errors import Misconfigured
 from lectern_common.listening import (
     EVERY_IPV4,
@@ -28,6 +29,10 @@ from lectern_common.listening import (
     bound_sockets,
     only_for_this_user,
 )
+=======
+from lectern_common.errors import LecternError, Misconfigured
+from lectern_common.listening import EVERY_IPV4, addresses_named, bound_sockets
+>>>>>>> tp
 from lectern_common.logs import get_logger
 from lectern_common.teacher.address import socket_path
 from lectern_common.wire.formats import MAX_MESSAGE_BYTES
@@ -103,6 +108,8 @@ class TeacherServer:
         # The only thread that touches the model.
         self.model_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self.batching: asyncio.Task[None] | None = None
+        self._batcher: Batcher | None = None
+        self._given_up = False
         self._disk_cache: DiskCache | None = None
 
     @property
@@ -223,7 +230,7 @@ class TeacherServer:
             ),
             cache,
         )
-        self._disk_cache = batcher.cache.disk
+        self._batcher, self._disk_cache = batcher, batcher.cache.disk
         self.batching = asyncio.create_task(batcher.run())
         for name in ("", SERVICE_NAME):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -234,10 +241,18 @@ class TeacherServer:
         """Returns what GetStats answers, or None while no calls are taken. Event loop only."""
         return self._servicer.stats()
 
+    def give_up(self, error: LecternError) -> None:
+        """Takes no more calls, and ends those that wait for the model with an error."""
+        self._given_up = True
+        self.gate.close(str(error))
+        if self._batcher is not None:
+            self._batcher.give_up(error)
+
     async def drain(self, timeout_seconds: float) -> bool:
         """Takes no more calls, waits for those in flight, stops. Returns whether all finished."""
         await self._health.enter_graceful_shutdown()
-        self.gate.close("the teacher is shutting down")
+        if not self._given_up:
+            self.gate.close("the teacher is shutting down")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.gate.wait_until_idle(), timeout_seconds)
         finished = self.gate.is_idle

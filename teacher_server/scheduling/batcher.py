@@ -142,6 +142,11 @@ class Batcher:
             # Answers from memory never yield: the event loop, and health checks, would starve.
             await asyncio.sleep(0)
 
+    def give_up(self, error: Exception) -> None:
+        """Ends every request that still waits for an answer with an error."""
+        for ticket in list(self._tickets):
+            self._flights.fail(ticket, error)
+
     def _drop_expired(self) -> None:
         now = self._clock()
         for ticket in self._tickets:

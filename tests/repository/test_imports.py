@@ -33,9 +33,9 @@ TORCH_PACKAGES = {"lectern_models", "teacher_server", "student_trainer"}
 ORDER_WITHIN = {
     package: order.split()
     for package, order in {
-        "lectern_common": "errors words logs roots threads files json_lines "
+        "lectern_common": "errors words logs roots threads ranks files json_lines "
         "callers listening http_server wire tokens teacher spec run checks stages",
-        "teacher_server": "engine scheduling rpc http observing options __main__",
+        "teacher_server": "engine ranks scheduling rpc http observing options __main__",
         "student_trainer": "stop seeds targets batch ranks data objective journal "
         "student teacher generating evaluation evaluating record run exporting publishing stages "
         "pipeline __main__",

@@ -19,13 +19,14 @@ import torch
 
 from lectern_common.errors import DiskFull
 from lectern_common.json_lines import read_json_lines
+from lectern_common.ranks import RANK_LOST
 from lectern_common.roots import Roots
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RunState, Status
 from student_trainer.__main__ import main
 from student_trainer.journal.checkpoint import CheckpointStore
 from student_trainer.journal.recorder import QuietRecorder, Recorder
-from student_trainer.ranks.supervisor import RANK_LOST, RanksLost
+from student_trainer.ranks.supervisor import RanksLost
 from student_trainer.run.life import live
 from student_trainer.stop import Stop, StopRequested
 from tests.support.servers import wait_for

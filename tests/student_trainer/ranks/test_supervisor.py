@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lectern_common.ranks import RANK_LOST, RENDEZVOUS
 from lectern_common.run.folder import RunFolder
-from student_trainer.ranks.supervisor import RANK_LOST, RENDEZVOUS, RanksLost, supervise
+from student_trainer.ranks.supervisor import RanksLost, supervise
 from student_trainer.stop import Stop
 from tests.support.servers import ROOT, wait_for
 

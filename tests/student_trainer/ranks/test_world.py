@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from lectern_common.errors import DiskFull, Misconfigured
+from lectern_common.ranks import RENDEZVOUS
 from student_trainer.batch import Batch
 from student_trainer.objective.loss import distillation_loss
-from student_trainer.ranks.supervisor import RENDEZVOUS
 from student_trainer.ranks.world import Ranks, join_ranks
 from student_trainer.student.forward import at_valid_positions
 from student_trainer.targets import DenseTargets

@@ -17,9 +17,10 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from lectern_common.errors import DiskFull, LecternError, TeacherUnavailable
+from lectern_models.ranks import whole
 from student_trainer.batch import Batch
 from student_trainer.objective.loss import Objective, distillation_loss
-from student_trainer.ranks.sharding import gathered, placed_like, shard, whole
+from student_trainer.ranks.sharding import gathered, placed_like, shard
 from student_trainer.ranks.world import Ranks, join_ranks
 from student_trainer.run.loop import _forward_kl
 from student_trainer.stop import StopRequested

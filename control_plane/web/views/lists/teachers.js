@@ -166,6 +166,7 @@ function fill(card, teacher) {
   setText(card.name, teacher.model ?? teacher.address);
   setText(card.what, joined(
     teacher.device,
+    (teacher.tensor_parallel ?? 1) > 1 && `tensor parallel over ${teacher.tensor_parallel} ranks`,
     teacher.dtype,
     teacher.quantization !== "none" && teacher.quantization,
     teacher.mode,
