@@ -21,18 +21,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
 from grpc_reflection.v1alpha import reflection
 
-<<<<<<< HEAD
-from lectern_common.errors import Misconfigured
+from lectern_common.errors import LecternError, Misconfigured
 from lectern_common.listening import (
     EVERY_IPV4,
     addresses_named,
     bound_sockets,
     only_for_this_user,
 )
-=======
-from lectern_common.errors import LecternError, Misconfigured
-from lectern_common.listening import EVERY_IPV4, addresses_named, bound_sockets
->>>>>>> tp
 from lectern_common.logs import get_logger
 from lectern_common.teacher.address import socket_path
 from lectern_common.wire.formats import MAX_MESSAGE_BYTES
