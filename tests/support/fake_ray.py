@@ -1,8 +1,8 @@
 """A head of a Ray cluster that a test answers for: its REST interface for jobs, over a dict.
 
 It answers as Ray 2.60 does (dashboard/modules/job/job_head.py): 404 in words for an unknown job,
-500 with the
-traceback of an agent's 400 for a second submit of an id, 401 and 403 for a token that is missing or wrong.
+500 with the traceback of an agent's 400 for a second submit of an id, 401 and 403 for a token that
+is missing or wrong.
 """
 
 import contextlib

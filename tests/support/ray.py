@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx
 import psutil
 
+from faults.launchers.cluster import free_ports
 from tests.control_plane.conftest import ROOT
-from tests.support.slurm import free_ports
 
 RAY_PROGRAM = ROOT / ".ray" / "bin" / "ray"
 START_SECONDS = 90.0

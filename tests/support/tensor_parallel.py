@@ -71,7 +71,7 @@ def limit_memory(tokens: int) -> None:
             raise torch.OutOfMemoryError("no memory is left")
         return hidden_states(self, ids_BS, *rest)
 
-    BodyAndHead.hidden_states = limited  # type: ignore[method-assign]
+    BodyAndHead.hidden_states = limited  # type: ignore[method-assign, assignment]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 from lectern_common.errors import Misconfigured
 from lectern_common.tokens.weights import safetensors_files, weights_sha256
@@ -89,6 +90,7 @@ def test_the_slices_that_ranks_load_are_those_of_the_files(ranks: TwoRanks, tmp_
         local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
         sharded += local.shape != own[name].shape
         if local.shape != own[name].shape:
+            assert isinstance(parameter, DTensor)
             placed = parameter.placements[0]
             first = own[name].chunk(2, placed.dim)[0]
             assert torch.equal(local, first), name

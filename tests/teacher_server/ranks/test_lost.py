@@ -152,7 +152,7 @@ def test_a_failed_follower_is_named_with_what_it_said() -> None:
     followers = scripted(FAILS, lost)
     try:
         followers.load({})
-        with pytest.raises(DeviceLost, match="rank [12] of 3 failed: the weights are damaged"):
+        with pytest.raises(DeviceLost, match=r"rank [12] of 3 failed: the weights are damaged"):
             while True:
                 followers.answers(60)
         assert lost == ["lost"]

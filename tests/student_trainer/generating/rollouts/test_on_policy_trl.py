@@ -64,7 +64,7 @@ def trl_trainer(student: Any, teacher: Any, beta: float, folder: Path) -> Any:
     from transformers import PreTrainedTokenizerFast
     from trl import DistillationConfig, DistillationTrainer
 
-    words = models.WordLevel({"0": 0, "1": 1}, unk_token="0")  # noqa: S106 - no password
+    words = models.WordLevel({"0": 0, "1": 1}, unk_token="0")
     return DistillationTrainer(
         model=student,
         teacher_model=teacher,
@@ -80,8 +80,8 @@ def trl_trainer(student: Any, teacher: Any, beta: float, folder: Path) -> Any:
         train_dataset=Dataset.from_dict({"prompt": ["0"]}),
         processing_class=PreTrainedTokenizerFast(
             tokenizer_object=Tokenizer(words),
-            eos_token="0",  # noqa: S106
-            pad_token="1",  # noqa: S106
+            eos_token="0",
+            pad_token="1",
         ),
     )
 
