@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 
 from lectern_common.errors import Misconfigured
 from lectern_common.tokens.weights import safetensors_files, weights_sha256
@@ -91,7 +91,8 @@ def test_the_slices_that_ranks_load_are_those_of_the_files(ranks: TwoRanks, tmp_
         sharded += local.shape != own[name].shape
         if local.shape != own[name].shape:
             assert isinstance(parameter, DTensor)
-            placed = parameter.placements[0]
+            (placed,) = parameter.placements
+            assert isinstance(placed, Shard)
             first = own[name].chunk(2, placed.dim)[0]
             assert torch.equal(local, first), name
         else:
