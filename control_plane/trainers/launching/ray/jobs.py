@@ -2,7 +2,8 @@
 
 Ray answers 404 for a job that it does not know, in these words, and a traceback with 500 to all
 that goes wrong within it. A submit that it will never take is 400 to the head, which asks an agent
-of a node, and the head makes 500 of that, with the agent's 400 in its text. Another 404 is no Ray's.
+of a node, and the head makes 500 of that, with the agent's 400 in its text. Another 404 is not
+Ray's.
 """
 
 import time
