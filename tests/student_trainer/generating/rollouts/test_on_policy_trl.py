@@ -62,9 +62,10 @@ def trl_trainer(student: Any, teacher: Any, beta: float, folder: Path) -> Any:
     from datasets import Dataset
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
-    from trl import DistillationConfig, DistillationTrainer
+    from trl.trainer.distillation_config import DistillationConfig
+    from trl.trainer.distillation_trainer import DistillationTrainer
 
-    words = models.WordLevel({"0": 0, "1": 1}, unk_token="0")  # noqa: S106 - no password
+    words = models.WordLevel({"0": 0, "1": 1}, unk_token="0")
     return DistillationTrainer(
         model=student,
         teacher_model=teacher,
@@ -80,8 +81,8 @@ def trl_trainer(student: Any, teacher: Any, beta: float, folder: Path) -> Any:
         train_dataset=Dataset.from_dict({"prompt": ["0"]}),
         processing_class=PreTrainedTokenizerFast(
             tokenizer_object=Tokenizer(words),
-            eos_token="0",  # noqa: S106
-            pad_token="1",  # noqa: S106
+            eos_token="0",
+            pad_token="1",
         ),
     )
 
