@@ -2,6 +2,7 @@
 
     make bench                      all parts
     make bench ARGS='wire --json'   one part, as JSON
+    make bench ARGS='on_policy --quick'
 
 Run it on an idle machine. First it measures how much more work two cores do than one, because on a
 shared machine two cores may be one. Each figure is a median over paired turns, one thread per side.
@@ -45,9 +46,22 @@ def _trainer() -> Iterable[Row]:
 
 
 def _on_policy() -> Iterable[Row]:
-    from benchmarks.trainer import writing
+    from benchmarks.trainer.on_policy import memory, overlap, whole_step, writing
 
-    return writing.measure()
+    yield from writing.measure()
+    yield from memory.measure()
+    yield from whole_step.measure()
+    yield from overlap.measure()
+
+
+def _on_policy_quick() -> Iterable[Row]:
+    from benchmarks.trainer.on_policy import memory, overlap, whole_step, writing
+
+    one = writing.VOCABULARIES[:1]
+    yield from writing.measure(pairs=1, vocabularies=one)
+    yield from memory.measure(many=32)
+    yield from whole_step.measure(pairs=1, steps=1, vocabularies=one)
+    yield from overlap.measure(pairs=1, steps=1, vocabularies=one)
 
 
 def _teacher() -> Iterable[Row]:
@@ -107,12 +121,18 @@ PARTS: dict[str, tuple[str, Callable[[], Iterable[Row]]]] = {
         "Whole training steps: against TRL, and how much pipelining hides",
         _trainer,
     ),
-    "on_policy": ("Writing texts: the generator against transformers' generate", _on_policy),
+    "on_policy": (
+        "On-policy: the generator against transformers' generate, whole steps against TRL",
+        _on_policy,
+    ),
     "record": ("Records: bytes, exactness, and how fast they are made and read", _record),
     "control": ("The control plane with 1,000 runs, one of a million lines", _control),
     "data": ("data prepare: worker processes against the tokenizers library's threads", _data),
     "objective": ("Chunked objective against plain PyTorch, TRL and Liger", _objective),
 }
+
+# Shorter, with one pair of each figure: to see that a part works; no figure to quote.
+QUICK: dict[str, Callable[[], Iterable[Row]]] = {"on_policy": _on_policy_quick}
 
 
 def main() -> None:
@@ -120,7 +140,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench")
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all but gpu*")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"one pair of each figure, to try a part: {', '.join(QUICK)}",
+    )
     options = parser.parse_args()
+    slow = [name for name in options.parts if name not in QUICK]
+    if options.quick and (slow or not options.parts):
+        parser.error(f"--quick is for {', '.join(QUICK)} only")
     about, results = machine.about_this_machine(), dict[str, list[Row]]()
     about["two_core_scaling"] = two_core_scaling()
     if not options.json:
@@ -128,6 +156,8 @@ def main() -> None:
     # The GPU parts take minutes on a card, so they run only if named.
     for name in options.parts or [name for name in PARTS if not name.startswith("gpu")]:
         title, measure = PARTS[name]
+        if options.quick:
+            measure = QUICK[name]
         if not options.json:
             print(f"\n{name}: {title}", flush=True)
         results[name] = []

@@ -62,8 +62,13 @@ def against_allowed(step: float, student: float, teacher: float, scaling: float)
         student, teacher: seconds of each alone.
         scaling: see two_core_scaling.
     """
-    smaller, larger = sorted((student, teacher))
-    return step / (larger + smaller * (2 / scaling - 1))
+    return step / allowed_seconds(student, teacher, scaling)
+
+
+def allowed_seconds(one: float, other: float, scaling: float) -> float:
+    """Returns the least time in which two cores do both, each of which takes so long alone."""
+    smaller, larger = sorted((one, other))
+    return larger + smaller * (2 / scaling - 1)
 
 
 def _worker(core: int) -> "subprocess.Popen[str]":

@@ -80,9 +80,11 @@ class Learner:
 
 
 @contextmanager
-def learning(way: str, task: Task) -> Iterator[Learner]:
-    """Runs the learner process of one of WAYS; yields its handle."""
-    argv = [sys.executable, "-m", "benchmarks.trainer.learners", way, json.dumps(asdict(task))]
+def learning(
+    way: str, task: Task, module: str = "benchmarks.trainer.learners"
+) -> Iterator[Learner]:
+    """Runs the learner process of one of a module's WAYS; yields its handle."""
+    argv = [sys.executable, "-m", module, way, json.dumps(asdict(task))]
     threads = {"OMP_NUM_THREADS": str(task.threads), "MKL_NUM_THREADS": str(task.threads)}
     quiet = {"TRL_EXPERIMENTAL_SILENCE": "1", "PYTHONWARNINGS": "ignore"}
     with subprocess.Popen(
@@ -193,7 +195,7 @@ def _trl(task: Task, scratch: Path) -> Turn:
         data_collator=collate,
         train_dataset=Dataset.from_dict({"input_ids": _rows(task, steps)}),
         processing_class=PreTrainedTokenizerFast(
-            tokenizer_object=_no_tokenizer(),
+            tokenizer_object=no_tokenizer(2),
             eos_token="0",  # noqa: S106
             pad_token="1",  # noqa: S106
         ),
@@ -265,19 +267,24 @@ def _rows(task: Task, steps: int) -> list[list[int]]:
     return [synthetic_row(0, i, task.seq_len, task.vocab_size).tolist() for i in range(count)]
 
 
-def _no_tokenizer() -> Any:
-    """Returns a two-word tokenizer; GKDTrainer requires one but gets no text."""
-    from tokenizers import Tokenizer, models
+def no_tokenizer(vocab_size: int) -> Any:
+    """Returns a tokenizer whose words are the ids in digits: TRL requires one."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
 
-    return Tokenizer(models.WordLevel({"0": 0, "1": 1}, unk_token="0"))  # noqa: S106
+    words = {str(index): index for index in range(vocab_size)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="0"))  # noqa: S106
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return tokenizer
 
 
-WAYS: dict[str, Callable[[Task, Path], Turn]] = {"lectern": _lectern, "trl": _trl, "plain": _plain}
+Way = Callable[[Task, Path], Turn]
+
+WAYS: dict[str, Way] = {"lectern": _lectern, "trl": _trl, "plain": _plain}
 
 
-def _serve() -> None:
-    """Runs one turn per line of standard input."""
-    way, task = WAYS[sys.argv[1]], Task(**json.loads(sys.argv[2]))
+def serve(ways: dict[str, Way]) -> None:
+    """Runs one turn of the way that the command line names per line of standard input."""
+    way, task = ways[sys.argv[1]], Task(**json.loads(sys.argv[2]))
     import torch
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
@@ -296,4 +303,4 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    serve(WAYS)

@@ -11,6 +11,7 @@ import torch
 
 from student_trainer.batch import Batch, batch_of
 from student_trainer.data.stream import synthetic_row
+from student_trainer.generating.rollouts.writing import Writer
 from student_trainer.objective.loss import Objective
 from student_trainer.run.loop import train
 from student_trainer.run.optim import build_adamw
@@ -22,7 +23,7 @@ LEARNING_RATE, BETAS, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-3, (0.9, 0.95), 0.1, 1.0
 
 
 class StepBatches(Protocol):
-    """The rows of each step, equally many."""
+    """The rows of each step; `sequences` are computed at a time."""
 
     @property
     def sequences(self) -> int: ...
@@ -47,16 +48,18 @@ class RandomBatches:
 
 @dataclass
 class StepNotes:
-    """A recorder that notes each step's end and loss, and passes records on to `passed_on`."""
+    """A recorder that notes each step's end, loss and metrics; passes records to `passed_on`."""
 
     passed_on: StepRecorder | None = None
     ends: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
 
     def record(self, step: int, metrics: dict[str, Any]) -> None:
         if self.passed_on is not None:
             self.passed_on.record(step, metrics)
         self.losses.append(metrics["loss/total"])
+        self.metrics.append(metrics)
         self.ends.append(time.perf_counter())
 
     def before_checkpoint(self) -> None: ...
@@ -81,6 +84,7 @@ def train_noted(
     objective: Objective = DISTILLATION,
     recorder: StepRecorder | None = None,
     device: str = "cpu",
+    writer: Writer | None = None,
 ) -> StepNotes:
     """Trains the student, already on the device, for `steps` steps of the trainer's loop."""
     notes = StepNotes(recorder)
@@ -92,6 +96,7 @@ def train_noted(
         validation=None,
         teaching=teaching,
         recorder=notes,
+        writer=writer,
     )
     settings = Settings(
         steps=steps,

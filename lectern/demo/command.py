@@ -12,13 +12,13 @@
 Everything goes through the same code as a user's own runs; only the specs are the demo's.
 """
 
-import hashlib
 import json
 import os
 import shutil
 import socket
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,13 @@ from lectern.demo import report as demo_report
 from lectern.demo.specs import (
     DATASET,
     EXCLUDED,
-    MODEL_CONFIGS,
     VOCAB_SIZE,
     corpus_folder,
     recorded_spec,
     student_specs,
     teacher_spec,
 )
-from lectern.local.foreground import run_trainer
+from lectern.demo.teacher import TrainedTeacher, trained_teacher, write_configs
 from lectern.local.processes import signals_interrupt
 from lectern.local.services import (
     TEACHER_GRACE_SECONDS,
@@ -46,12 +45,9 @@ from lectern.local.services import (
     TeacherOptions,
     services,
 )
-from lectern.terminal.live import display
-from lectern_common.errors import Conflict, LecternError
-from lectern_common.files import rename_durably, write_atomic
-from lectern_common.json_lines import read_json_lines
+from lectern_common.errors import LecternError
+from lectern_common.files import write_atomic
 from lectern_common.roots import Roots
-from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RunState
 from lectern_common.spec.run_spec import RunSpec
 from lectern_common.tokens.shards import MANIFEST_NAME
@@ -59,17 +55,7 @@ from lectern_common.words import size
 from lectern_data.prepare import prepare
 from lectern_data.settings import PrepareSettings
 
-TEACHER = "demo-teacher"
 ANSWERS = "demo-answers"
-_RECORD = "demo.json"
-
-
-@dataclass(frozen=True)
-class TrainedTeacher:
-    """The demo's teacher: a folder that transformers loads, and its loss on the validation set."""
-
-    path: Path
-    val_loss: float
 
 
 def run_demo(
@@ -83,13 +69,25 @@ def run_demo(
     home = folder.resolve()
     roots = Roots.of_home(home)
     teacher = prepare_demo(home, teacher_steps)
+    with serving(teacher, home) as (up, client):
+        summary = distil(client, up, seed, student_steps, teacher, roots)
+        write_atomic(home / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
+        demo_report.show(summary, demo_report.continuations(summary, roots.runs))
+        console.note(f"\nsummary: {home / 'summary.json'}")
+        if not exit_when_done:
+            stay_up(up)
+
+
+@contextmanager
+def serving(teacher: TrainedTeacher, home: Path) -> Iterator[tuple[Services, Client]]:
+    """Yields the services with this teacher, whose addresses it prints, and a client of them."""
     console.note("starting the teacher server and the control plane ...")
     with (
         signals_interrupt(),
         services(
             TeacherOptions(str(teacher.path), bind="127.0.0.1:0", threads=1),
             PlaneOptions(bind=_page_bind(), max_running_runs=3),
-            roots=roots,
+            roots=Roots.of_home(home),
             logs=home / "logs",
         ) as up,
         Client(up.url, token=up.token or "") as client,
@@ -98,20 +96,15 @@ def run_demo(
         for line in (*page_lines(up), f"teacher  {up.teacher_address}"):
             console.note(f"  {line}")
         console.note("")
-        summary = distil(client, up, seed, student_steps, teacher, roots)
-        write_atomic(home / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
-        demo_report.show(summary, demo_report.continuations(summary, roots.runs))
-        console.note(f"\nsummary: {home / 'summary.json'}")
-        if not exit_when_done:
-            _stay_up(up)
+        yield up, client
 
 
 def prepare_demo(home: Path, teacher_steps: int) -> TrainedTeacher:
     """Returns the demo's teacher; makes shards, configs and teacher under `home` as needed."""
     roots = Roots.of_home(home)
-    _write_configs(roots.models)
+    write_configs(roots.models)
     _prepare_data(roots.data)
-    return _train_teacher(home, roots, teacher_steps)
+    return trained_teacher(home, teacher_spec(teacher_steps, threads=os.cpu_count() or 1))
 
 
 def distil(
@@ -129,17 +122,17 @@ def distil(
     """
     _forget(roots.data / ANSWERS)
     specs = student_specs(up.teacher_address, seed, steps, record_to=ANSWERS)
-    runs = _rested(client, specs)
+    runs = rested(client, specs)
     served = demo_report.served_teacher(client, up.teacher_address)
     console.note("\nstopping the teacher; the last run learns from the record of its answers ...")
     up.children[0].stop(TEACHER_GRACE_SECONDS)
     specs.append(recorded_spec(ANSWERS, seed, steps))
-    runs += _rested(client, specs[-1:])
+    runs += rested(client, specs[-1:])
     served["val_loss"] = teacher.val_loss
     return demo_report.summarise(served, runs, specs, roots.runs)
 
 
-def _rested(client: Client, specs: list[RunSpec]) -> list[RunStatus]:
+def rested(client: Client, specs: list[RunSpec]) -> list[RunStatus]:
     """Creates runs, shows them until all are at rest, and returns them.
 
     Raises:
@@ -156,12 +149,6 @@ def _forget(record: Path) -> None:
     """Deletes the record of an earlier demo, and what is left of one that was stopped."""
     for path in (record, record.with_name(f".{record.name}.recording")):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _write_configs(models: Path) -> None:
-    for name, config in MODEL_CONFIGS.items():
-        (models / name).mkdir(parents=True, exist_ok=True)
-        write_atomic(models / name / "config.json", json.dumps(config, indent=2).encode())
 
 
 def _prepare_data(data: Path) -> None:
@@ -189,49 +176,6 @@ def _prepare_data(data: Path) -> None:
         )
 
 
-def _train_teacher(home: Path, roots: Roots, steps: int) -> TrainedTeacher:
-    """Trains the teacher as a run without a teacher, unless the same one exists already."""
-    spec = teacher_spec(steps, threads=os.cpu_count() or 1)
-    manifest = (roots.data / DATASET / MANIFEST_NAME).read_bytes()
-    config = json.dumps(MODEL_CONFIGS["teacher-config"], sort_keys=True)
-    made_from = {
-        "spec": spec.model_dump(mode="json", exclude={"device"}),
-        "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
-        "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
-    }
-    target = roots.models / TEACHER
-    if (target / _RECORD).exists():
-        record = json.loads((target / _RECORD).read_text())
-        if record["made_from"] == made_from:
-            console.note(f"teacher: kept from before, validation loss {record['val_loss']:.2f}")
-            return TrainedTeacher(target, record["val_loss"])
-    training_root = home / "teacher-training"
-    earlier = RunFolder(training_root / TEACHER)
-    if earlier.path.is_dir() and earlier.is_locked():
-        raise Conflict(
-            f"another demo is training its teacher in {home}; wait for it, or set --folder"
-        )
-    shutil.rmtree(training_root, ignore_errors=True)
-    folder = RunFolder.create(training_root, TEACHER, spec)
-    console.note(f"teacher: training it for {steps} steps; the next demo will reuse it")
-    with display() as show:
-        code = run_trainer(folder, roots, show=lambda view: show([view]))
-    status = folder.read_status()
-    if status is not None and status.state is RunState.STOPPED:
-        raise KeyboardInterrupt
-    if code != 0 or status is None or status.state != RunState.SUCCEEDED:
-        why = status.message if status and status.message else f"see {folder.log_path}"
-        raise LecternError(f"the teacher's training did not finish: {why}")
-    losses = [
-        line["loss/val"] for line in read_json_lines(folder.metrics_path) if "loss/val" in line
-    ]
-    made = {"made_from": made_from, "val_loss": losses[-1]}
-    write_atomic(folder.export_path / _RECORD, json.dumps(made, indent=2).encode())
-    shutil.rmtree(target, ignore_errors=True)
-    rename_durably(folder.export_path, target)
-    return TrainedTeacher(target, losses[-1])
-
-
 def _page_bind() -> str:
     """Returns the page's usual address, or one with a free port if that is taken."""
     with socket.socket() as probe:
@@ -243,7 +187,7 @@ def _page_bind() -> str:
     return "127.0.0.1:8080"
 
 
-def _stay_up(up: Services) -> None:
+def stay_up(up: Services) -> None:
     """Waits for Ctrl-C or SIGTERM; raises if the control plane dies."""
     console.note("the page stays up; Ctrl-C ends it")
     for line in page_lines(up):

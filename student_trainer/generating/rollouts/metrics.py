@@ -3,6 +3,7 @@
 rollout/rows               rollouts that the step learnt
 rollout/mean_length        tokens of a completion, its end token included
 rollout/finished_share     completions with an end token; the others were cut
+rollout/clean_share        completions with an end token whose 4-grams are at least half different
 rollout/kd                 the objective's divergence at its temperature, in nats per token
 rollout/kd_0_16, ...       the same at tokens 0 to 15, 16 to 63, 64 to 255, 256 and later
 rollout/distinct_4         different 4-grams by all 4-grams of a completion, the mean; 1 repeats
@@ -30,6 +31,8 @@ from student_trainer.ranks.world import Ranks
 # Where the buckets of positions begin; the last is open.
 BUCKETS = (0, 16, 64, 256)
 _GRAM = 4
+# A completion with a smaller share of different 4-grams repeats itself.
+_CLEAN_FROM = 0.5
 
 
 class LearntBatch(NamedTuple):
@@ -70,7 +73,7 @@ def rollout_metrics(
         for rollout, kd in batch.rollouts():
             sums.add(rollout, kd)
     own = sums.values(written, waited_seconds)
-    rows, tokens, finished, distinct, compared_4, *left = ranks.totals(*own)
+    rows, tokens, finished, clean, distinct, compared_4, *left = ranks.totals(*own)
     buckets, left = np.array(left[: 2 * len(BUCKETS)]).reshape(2, -1), left[2 * len(BUCKETS) :]
     positions, entropy, compared, agreeing, written_tokens, seconds, waited = left
     seconds, waited = seconds / ranks.size, waited / ranks.size
@@ -86,6 +89,7 @@ def rollout_metrics(
     if rows:
         metrics["rollout/mean_length"] = tokens / rows
         metrics["rollout/finished_share"] = finished / rows
+        metrics["rollout/clean_share"] = clean / rows
         metrics["rollout/kd"] = float(buckets[0].sum()) / tokens
     if compared_4:
         metrics["rollout/distinct_4"] = distinct / compared_4
@@ -103,7 +107,7 @@ class _Sums:
     """Sums over the rollouts of one rank."""
 
     def __init__(self) -> None:
-        self.rows = self.tokens = self.finished = self.compared = 0
+        self.rows = self.tokens = self.finished = self.clean = self.compared = 0
         self.distinct = 0.0
         self.buckets = np.zeros((2, len(BUCKETS)))
         self.judged = np.zeros(NUM_SUMS)
@@ -111,8 +115,10 @@ class _Sums:
     def add(self, rollout: Rollout, kd: npt.NDArray[np.float64]) -> None:
         self.rows += 1
         self.tokens += len(kd)
-        self.finished += rollout.end is not None
         share = distinct_share(rollout.ids)
+        if rollout.end is not None:
+            self.finished += 1
+            self.clean += share is None or share >= _CLEAN_FROM
         if share is not None:
             self.distinct += share
             self.compared += 1
@@ -122,7 +128,7 @@ class _Sums:
 
     def values(self, written: WrittenBy, waited_seconds: float) -> list[float]:
         return [
-            *(self.rows, self.tokens, self.finished, self.distinct, self.compared),
+            *(self.rows, self.tokens, self.finished, self.clean, self.distinct, self.compared),
             *self.buckets.reshape(-1).tolist(),
             *self.judged.tolist(),
             *(written.tokens, written.seconds, waited_seconds),

@@ -62,7 +62,8 @@ def trl_trainer(student: Any, teacher: Any, beta: float, folder: Path) -> Any:
     from datasets import Dataset
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
-    from trl import DistillationConfig, DistillationTrainer
+    from trl.trainer.distillation_config import DistillationConfig
+    from trl.trainer.distillation_trainer import DistillationTrainer
 
     words = models.WordLevel({"0": 0, "1": 1}, unk_token="0")
     return DistillationTrainer(

@@ -19,16 +19,20 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.pairs import seconds
-from benchmarks.servers import write_model
-from benchmarks.trainer.whole_run import model_config
+from benchmarks.trainer.on_policy.steps import (
+    NEW_TOKENS,
+    PROMPT_TOKENS,
+    PROMPTS,
+    VOCABULARIES,
+    write_models,
+)
 from lectern_models.loading import load_causal_lm
 from student_trainer.generating.generator import written
 from student_trainer.generating.prompt import Prompt
 from student_trainer.generating.sampling import Sampling
 from student_trainer.stop import Stop
 
-VOCABULARIES = (8_192, 32_768)
-ROWS, PROMPT_TOKENS, TOKENS = 8, 64, 128
+ROWS, TOKENS = PROMPTS, NEW_TOKENS
 SHORTEST, LONGEST = 8, 120
 # How long texts are: (prompts, goals).
 CASES = {
@@ -40,19 +44,20 @@ CASES = {
 Ways = dict[str, Callable[[], object]]
 
 
-def measure(pairs: int = 5) -> Iterator[dict[str, Any]]:
+def measure(pairs: int = 5, vocabularies: Sequence[int] = VOCABULARIES) -> Iterator[dict[str, Any]]:
     """Yields one row per vocabulary and case."""
     disable_progress_bar()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for vocab_size in VOCABULARIES:
+        for vocab_size in vocabularies:
             with tempfile.TemporaryDirectory() as scratch:
-                config = model_config(vocab_size, 128, 3, 4, 352)
-                model = load_causal_lm(write_model(Path(scratch) / "student", config, 2), "float32")
+                _, student = write_models(Path(scratch), vocab_size)
+                model = load_causal_lm(student, "float32")
             for case, (num_prompts, goals) in CASES.items():
                 ways = _ways(model, _lengths(case, num_prompts))
                 yield {
+                    "figure": "writing",
                     "vocab_size": vocab_size,
                     "lengths": case,
                     **_figures(ways, sum(_lengths(case, num_prompts)), pairs),
