@@ -55,9 +55,9 @@ def _on_policy() -> Iterable[Row]:
 
 
 def _on_policy_quick() -> Iterable[Row]:
-    from benchmarks.trainer.on_policy import memory, overlap, whole_step, writing
+    from benchmarks.trainer.on_policy import memory, overlap, steps, whole_step, writing
 
-    one = writing.VOCABULARIES[:1]
+    one = steps.VOCABULARIES[:1]
     yield from writing.measure(pairs=1, vocabularies=one)
     yield from memory.measure(many=32)
     yield from whole_step.measure(pairs=1, steps=1, vocabularies=one)
