@@ -29,6 +29,8 @@ side.
     |   `-- DataUnavailable   a run's data changed, or can no longer be read
     |-- DiskFull              no space left for a checkpoint or a record
     |   `-- DiskStalled       a write does not finish
+    |-- BackendDown           the scheduler that runs go to does not answer
+    |-- LaunchRefused         the scheduler will never start this
     `-- Misconfigured         this process cannot start with these settings; says what to set
 """
 
@@ -279,6 +281,21 @@ class Misconfigured(LecternError):
     reason = "misconfigured"
     grpc_code = "FAILED_PRECONDITION"
     exit_code = 2
+
+
+class BackendDown(LecternError):
+    """The scheduler does not answer. Nothing is known, and nothing was changed; try again."""
+
+    reason = "launcher_unavailable"
+    http_status = 503
+    retryable = True
+
+
+class LaunchRefused(LecternError):
+    """The backend will never start this, for the reason in its own words."""
+
+    reason = "launch_failed"
+    http_status = 409
 
 
 def error_of(reason: str, message: str) -> LecternError:

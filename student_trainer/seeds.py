@@ -32,9 +32,9 @@ class Key(Enum):
     PROMPT_ORDER = 8
     """The order of an epoch's prompts: (seed, epoch)."""
     # 9 is kept for texts of one's own.
-    SOURCES = 10
+    SOURCES = 9
     """Of which source the rows of a block of steps are: (seed, block)."""
-    SOURCE_ORDER = 11
+    SOURCE_ORDER = 10
     """The order of a source's rows in one of its epochs: (seed, source, epoch)."""
 
 

@@ -46,9 +46,10 @@ from control_plane.trainers.devices import Devices, slots_environment
 from control_plane.trainers.kinds.kind import Commands, Kind, Reader
 from control_plane.trainers.kinds.line import Line
 from control_plane.trainers.kinds.runs import RunKind
-from control_plane.trainers.launching.seam import BackendDown, Launcher, Needs, Seen, Sight
+from control_plane.trainers.launching.seam import Launcher, Needs, Seen, Sight
 from control_plane.trainers.sightings import Problem
 from lectern_common.errors import (
+    BackendDown,
     Conflict,
     CorruptData,
     FolderMissing,

@@ -60,6 +60,6 @@ def test_the_seed_of_a_steps_dropout_is_pinned(
 
 
 def test_no_two_keys_draw_the_same() -> None:
-    assert [key.value for key in Key] == list(range(9))
+    assert [key.value for key in Key] == list(range(11))
     assert len({derived_seed(key, (7, 3)) for key in Key}) == len(Key)
     assert len({int(raw_bits(key, (7, 3), 1)[0]) for key in Key}) == len(Key)

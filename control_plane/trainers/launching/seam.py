@@ -6,14 +6,11 @@ from enum import StrEnum
 from typing import Protocol
 
 from control_plane.trainers.kinds.kind import Folder
-from lectern_common.errors import LecternError
 from lectern_common.run.processes import Handle, Identity
 
 __all__ = [
-    "BackendDown",
     "Folder",
     "Handle",
-    "LaunchRefused",
     "Launcher",
     "Needs",
     "Seen",
@@ -61,21 +58,6 @@ class Seen:
     sight: Sight
     why: str | None = None
     exit_status: int | None = None
-
-
-class BackendDown(LecternError):
-    """The scheduler does not answer. Nothing is known, and nothing was changed; try again."""
-
-    reason = "launcher_unavailable"
-    http_status = 503
-    retryable = True
-
-
-class LaunchRefused(LecternError):
-    """The backend will never start this, for the reason in its own words."""
-
-    reason = "launch_failed"
-    http_status = 409
 
 
 class Launcher(Protocol):

@@ -119,9 +119,13 @@ class WireTeacher(teacher_pb2_grpc.TeacherServicer):
         return np.asarray(states, np.float32)
 
     def logits(self, states_ND: npt.NDArray[np.float32], vocab_size: int) -> Any:
-        """Returns float32 logits [N, vocab_size]."""
-        head = self.stored_head()
-        logits = states_ND @ head[:vocab_size].T
+        """Returns float32 logits [N, vocab_size]; a row's bytes do not depend on the others.
+
+        Those of a matrix product would: on some processors few rows take another kernel than many.
+        """
+        head_VD = self.stored_head()[:vocab_size]
+        rows = [(state_D * head_VD).sum(axis=1) for state_D in states_ND]
+        logits = np.array(rows, np.float32).reshape(len(states_ND), len(head_VD))
         return logits if self.bias_V is None else logits + self.bias_V[:vocab_size]
 
     def stored_head(self) -> npt.NDArray[np.float32]:

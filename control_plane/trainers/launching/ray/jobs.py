@@ -16,8 +16,9 @@ from urllib.parse import quote
 
 import httpx
 
-from control_plane.trainers.launching.seam import BackendDown, LaunchRefused, Sight
+from control_plane.trainers.launching.seam import Sight
 from lectern_common.callers import token_in
+from lectern_common.errors import BackendDown, LaunchRefused
 from lectern_common.run.untrusted import cut
 
 ANSWER_SECONDS = 10.0

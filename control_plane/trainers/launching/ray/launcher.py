@@ -23,15 +23,8 @@ from control_plane.trainers.devices import CUDA_MASK, HIP_MASK
 from control_plane.trainers.launching.environment import trainer_environment
 from control_plane.trainers.launching.processes import TRAINER_ARGV
 from control_plane.trainers.launching.ray.jobs import Jobs, RayJob
-from control_plane.trainers.launching.seam import (
-    BackendDown,
-    Folder,
-    Handle,
-    LaunchRefused,
-    Needs,
-    Seen,
-    Sight,
-)
+from control_plane.trainers.launching.seam import Folder, Handle, Needs, Seen, Sight
+from lectern_common.errors import BackendDown, LaunchRefused
 from lectern_common.run.folder import STOP_FILE_VARIABLE
 from lectern_common.run.processes import Identity
 from lectern_common.stages.folder import TaskFolder

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from control_plane.trainers.launching.seam import BackendDown, LaunchRefused, Sight
+from control_plane.trainers.launching.seam import Sight
+from lectern_common.errors import BackendDown, LaunchRefused
 
 ANSWER_SECONDS = 30.0  # Slurm's commands try for 9 s to reach a controller that is away
 LISTING_SECONDS = 1.0  # how old a listing of jobs may be

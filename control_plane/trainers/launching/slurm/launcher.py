@@ -15,14 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from control_plane.trainers.devices import CUDA_MASK, HIP_MASK
 from control_plane.trainers.launching.environment import trainer_environment
 from control_plane.trainers.launching.processes import TRAINER_ARGV
-from control_plane.trainers.launching.seam import (
-    BackendDown,
-    Folder,
-    Handle,
-    Needs,
-    Seen,
-    Sight,
-)
+from control_plane.trainers.launching.seam import Folder, Handle, Needs, Seen, Sight
 from control_plane.trainers.launching.slurm.commands import Slurm, SlurmJob
 from control_plane.trainers.launching.slurm.script import (
     SlurmOptions,
@@ -30,6 +23,7 @@ from control_plane.trainers.launching.slurm.script import (
     options_of,
     script_of,
 )
+from lectern_common.errors import BackendDown
 from lectern_common.run.processes import Identity
 
 SLURM = "slurm"

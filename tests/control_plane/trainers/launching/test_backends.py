@@ -9,9 +9,10 @@ from alembic.config import Config
 
 from control_plane.runs.store import DATABASE_NAME
 from control_plane.trainers.launching.local import LocalLauncher
-from control_plane.trainers.launching.seam import BackendDown, LaunchRefused, Seen, Sight
+from control_plane.trainers.launching.seam import Seen, Sight
 from control_plane.trainers.reconciler import STOP_GRACE_SECONDS
 from control_plane.views.run_fields import run_view
+from lectern_common.errors import BackendDown, LaunchRefused
 from lectern_common.run.processes import Handle, Identity
 from lectern_common.run.status import RunState
 from tests.control_plane.runs.test_store import MIGRATIONS

@@ -10,8 +10,8 @@ import pytest
 from control_plane.trainers.launching.choice import add_launcher_options, launcher_from
 from control_plane.trainers.launching.ray.jobs import AGAIN_SECONDS, FRESH_SECONDS
 from control_plane.trainers.launching.ray.launcher import RayLauncher
-from control_plane.trainers.launching.seam import BackendDown, Handle, LaunchRefused, Needs, Sight
-from lectern_common.errors import Misconfigured
+from control_plane.trainers.launching.seam import Handle, Needs, Sight
+from lectern_common.errors import BackendDown, LaunchRefused, Misconfigured
 from lectern_common.run.folder import RunFolder
 from tests.control_plane.conftest import spec
 from tests.support.fake_ray import FakeRay, fake_ray

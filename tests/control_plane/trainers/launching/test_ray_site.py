@@ -9,7 +9,8 @@ import pytest
 
 from control_plane.trainers.launching.ray.jobs import Jobs
 from control_plane.trainers.launching.ray.launcher import RayLauncher, RayOptions
-from control_plane.trainers.launching.seam import BackendDown, Handle, LaunchRefused, Needs, Sight
+from control_plane.trainers.launching.seam import Handle, Needs, Sight
+from lectern_common.errors import BackendDown, LaunchRefused
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import RunState
 from tests.control_plane.conftest import STAND_IN, spec

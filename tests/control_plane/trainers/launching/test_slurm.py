@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.trainers.launching.seam import BackendDown, Handle, LaunchRefused, Needs, Sight
+from control_plane.trainers.launching.seam import Handle, Needs, Sight
 from control_plane.trainers.launching.slurm.commands import FIRST_WAIT_SECONDS
 from control_plane.trainers.launching.slurm.launcher import SlurmLauncher
 from control_plane.trainers.launching.slurm.script import claim_path
+from lectern_common.errors import BackendDown, LaunchRefused
 from lectern_common.run.folder import RunFolder
 from tests.control_plane.conftest import spec
 from tests.support.fake_slurm import FakeSlurm

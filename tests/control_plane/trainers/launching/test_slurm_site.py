@@ -7,10 +7,11 @@ from typing import Any
 import psutil
 import pytest
 
-from control_plane.trainers.launching.seam import BackendDown, Handle, LaunchRefused, Needs, Sight
+from control_plane.trainers.launching.seam import Handle, Needs, Sight
 from control_plane.trainers.launching.slurm.launcher import SlurmLauncher
 from control_plane.trainers.launching.slurm.script import SlurmOptions
 from faults.launchers.cluster import Cluster, cluster, why_no_slurm
+from lectern_common.errors import BackendDown, LaunchRefused
 from lectern_common.json_lines import read_json_lines
 from lectern_common.run.folder import RunFolder
 from lectern_common.run.status import ATTEMPT_VARIABLE, RunState
