@@ -196,7 +196,7 @@ def test_trainers_survive_a_killed_control_plane_and_are_adopted_by_the_next(hom
 @pytest.mark.usefixtures("both_ways")
 def test_a_run_whose_trainer_and_control_plane_were_killed_resumes_at_the_next_start(home):
     first = Service(home)
-    run_id = first.create(steps=60)
+    run_id = first.create(steps=300)
     wait_for(lambda: (first.run(run_id)["checkpoint_step"] or 0) >= 10)
     [trainer] = trainers(home)
     first.kill()
@@ -209,14 +209,14 @@ def test_a_run_whose_trainer_and_control_plane_were_killed_resumes_at_the_next_s
     states = [entry["state"] for entry in run["history"] if entry["kind"] == "state"]
     assert "interrupted" in states
     lines = read_json_lines(folder_of(home, run_id).metrics_path)
-    assert [line["step"] for line in lines] == list(range(61))
+    assert [line["step"] for line in lines] == list(range(301))
     assert second.end() == 0
 
 
 @pytest.mark.usefixtures("both_ways")
 def test_exit_with_stop_checkpoints_runs_and_the_next_start_resumes_them(home):
     first = Service(home, "--on-exit", "stop")
-    run_id = first.create(steps=100)
+    run_id = first.create(steps=400)
     wait_for(lambda: first.run(run_id)["step"] > 2)
     assert first.end() == 0
     assert trainers(home) == []
@@ -228,7 +228,7 @@ def test_exit_with_stop_checkpoints_runs_and_the_next_start_resumes_them(home):
     run = second.wait(run_id, "succeeded")
     launches = read_json_lines(folder_of(home, run_id).path / "launches.jsonl")
     assert [launch["resume"] for launch in launches] == [False, True]
-    assert run["step"] == 100
+    assert run["step"] == 400
     assert second.end() == 0
 
 
