@@ -216,7 +216,7 @@ def test_a_run_whose_trainer_and_control_plane_were_killed_resumes_at_the_next_s
 @pytest.mark.usefixtures("both_ways")
 def test_exit_with_stop_checkpoints_runs_and_the_next_start_resumes_them(home):
     first = Service(home, "--on-exit", "stop")
-    run_id = first.create(steps=400)
+    run_id = first.create(steps=200)
     wait_for(lambda: first.run(run_id)["step"] > 2)
     assert first.end() == 0
     assert trainers(home) == []
@@ -228,7 +228,7 @@ def test_exit_with_stop_checkpoints_runs_and_the_next_start_resumes_them(home):
     run = second.wait(run_id, "succeeded")
     launches = read_json_lines(folder_of(home, run_id).path / "launches.jsonl")
     assert [launch["resume"] for launch in launches] == [False, True]
-    assert run["step"] == 400
+    assert run["step"] == 200
     assert second.end() == 0
 
 
