@@ -65,8 +65,8 @@ def test_ray_takes_a_submission_id_once(backend: Backend, head: Head) -> None:
     body = {"submission_id": handle.id, "entrypoint": "exec true"}
     with contextlib.closing(Jobs(head.address, head.token_file)) as jobs:
         assert jobs.submit(body) is False
-        with pytest.raises(LaunchRefused, match="env_vars"):
-            jobs.submit({**body, "submission_id": "bad", "runtime_env": {"env_vars": {"A": 1}}})
+        with pytest.raises(LaunchRefused, match="metadata"):
+            jobs.submit({**body, "submission_id": "bad", "metadata": {"attempt": 1}})
     backend.until_it_trains(folder)
     assert launcher.look(handle).sight is Sight.ALIVE
     assert backend.processes(folder) == 1

@@ -94,9 +94,8 @@ def test_a_second_submit_of_an_attempt_never_trains(backend: Backend, site: Clus
     shown = site.ask("squeue", "--noheader", "--format=%j", f"--jobs={number_of(handle)}").strip()
     script = site.folder / "twice.sh"
     script.write_text(site.ask("scontrol", "write", "batch_script", number_of(handle), "-"))
-    second = site.ask(
-        "sbatch", "--parsable", f"--job-name={shown}", "--dependency=singleton", str(script)
-    ).strip()
+    words = (f"--job-name={shown}", "--dependency=singleton", f"--output={script}.out", str(script))
+    second = site.ask("sbatch", "--parsable", *words).strip()
     assert launcher.find(folder, 1) == handle
     launcher.terminate(handle)
     backend.until(lambda: launcher.look(handle).sight is Sight.GONE)
